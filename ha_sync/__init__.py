@@ -1,0 +1,1 @@
+"""The replication engine: capture, stream, apply, and what administers them."""

@@ -1,0 +1,1 @@
+"""What this node has and how far its peer is, durably: SQLite files of our own."""

@@ -1,0 +1,133 @@
+"""The engine's settings: ``sync.toml`` parsed once into frozen dataclasses, all faults reported together.
+
+Unknown keys fail. Every fault names the field, the value and the remedy. Paths are absolute. Sizes in MiB, times in
+the unit that the key's name ends with.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from ha_sync.core.dataset import DatasetName, Priority
+
+DEFAULT_PEER_PORT = 9527
+DEFAULT_CONFIG = "/etc/ha-sync/sync.toml"
+
+
+class Kind(enum.Enum):
+    """What a dataset is."""
+
+    SQLITE = "sqlite"
+    TREE = "tree"
+
+
+class CaptureMode(enum.Enum):
+    """How a database is captured (DESIGN 4)."""
+
+    ROWS = "rows"
+    PAGES = "pages"
+    AUTO = "auto"
+
+
+class Hold(enum.Enum):
+    """What a promotion does with held files (call files)."""
+
+    RELEASE = "release"  # put them where the PBX takes them
+    KEEP = "keep"  # leave them aside for the administrator
+
+
+class Compression(enum.Enum):
+    """Of frames on the wire."""
+
+    AUTO = "auto"  # where it pays: small frames always, bulk only when the link is slower than zstd
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeLocalRows:
+    """Rows of a table that belong to the node: the WHERE clause is SQL over that table's columns."""
+
+    table: str
+    where: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SqliteSettings:
+    """``[[dataset]]`` with ``kind = "sqlite"``."""
+
+    name: DatasetName
+    path: str
+    priority: Priority
+    capture: CaptureMode = CaptureMode.AUTO
+    pages_max_mib: int = 32  # above it `pages` is refused: degraded, needs rows
+    writer_busy_timeout_ms: int | None = None  # stated by the administrator; None: unknown
+    live_triggers: bool = False  # the program takes triggers while it runs (CDR: yes, astdb: no)
+    log_entries_max: int = 1_000_000  # the change log trims itself to this many
+    node_local_tables: tuple[str, ...] = ()
+    node_local_rows: tuple[NodeLocalRows, ...] = ()
+
+    @property
+    def kind(self) -> Kind:
+        """For status and the protocol."""
+        return Kind.SQLITE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreeSettings:
+    """``[[dataset]]`` with ``kind = "tree"``. Patterns are globs over the relative path (``fnmatch`` per component)."""
+
+    name: DatasetName
+    path: str
+    priority: Priority
+    growing: bool = False  # files are streamed while they are being written
+    quiet_ms: int = 0  # ship when quiet for so long; 200 where priority is config
+    mailboxes: bool = False  # voicemail: a folder with messages is one unit, read when unlocked
+    exclude: tuple[str, ...] = ()  # never looked at
+    node_local: tuple[str, ...] = ()  # exists on both nodes, never replicated
+    hold: tuple[str, ...] = ()  # call files: kept aside on the Standby
+    hold_at_promotion: Hold = Hold.KEEP
+    mass_delete_percent: int = 50  # more than this share of the files gone at once: halt
+    trash_mib: int = 1024  # deleted and replaced content kept on the Standby, oldest dropped first
+    poll_s: float | None = None  # scan period where inotify does not work; None: decided from the filesystem
+    reconcile_s: float = 300.0  # metadata scan that backs up inotify
+
+    @property
+    def kind(self) -> Kind:
+        """For status and the protocol."""
+        return Kind.TREE
+
+
+DatasetSettings = SqliteSettings | TreeSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSettings:
+    """``[node]``: this node's places and addresses."""
+
+    name: str = ""  # for people; default the host name
+    state_dir: str = "/var/lib/ha-sync"
+    run_dir: str = "/run/ha-sync"
+    listen: str = f"0.0.0.0:{DEFAULT_PEER_PORT}"  # peer port
+    peer: str = ""  # host:port of the other node; learned when joining
+    active_at: str = ""  # named in the Standby's refusals: cluster IP or the Active's address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamSettings:
+    """``[stream]``."""
+
+    compression: Compression = Compression.AUTO
+    window_mib: int = 16  # sent and not yet received, per dataset
+    bulk_mib_per_s: int = 0  # bound on a full sync; 0: none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All of ``sync.toml``."""
+
+    node: NodeSettings = field(default_factory=NodeSettings)
+    stream: StreamSettings = field(default_factory=StreamSettings)
+    datasets: tuple[DatasetSettings, ...] = ()
+    notices: tuple[str, ...] = ()  # accepted, but worth telling (settings of parts that do not run yet)

@@ -1,0 +1,77 @@
+"""Replication lag and exposure of one dataset, measured on the Active alone.
+
+Lag runs from the moment a change was durable on the Active (as early as the engine can know it) to its durable
+acknowledgement by the Standby. All times are monotonic seconds given by the caller. Pure; not thread-safe.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+from ha_sync.core.position import Sequence
+
+SAMPLES_MAX = 20_000
+"""Samples kept: the oldest go first."""
+
+PENDING_MAX = 65_536
+"""Open notices kept; beyond it neighbours are merged under the older time, so lag is never understated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LagSummary:
+    """Lag of the last minutes; seconds, None where nothing was measured."""
+
+    p50_s: float | None
+    p99_s: float | None
+    samples: int
+    oldest_pending_s: float | None  # age of the oldest change that is not yet durable on the Standby
+
+
+class LagLedger:
+    """Pairs the time a sequence was noticed with the time it was acknowledged."""
+
+    def __init__(self, *, window_s: float = 300.0) -> None:
+        self._window_s = window_s
+        self._pending: deque[tuple[Sequence, float]] = deque()
+        self._samples: deque[tuple[float, float]] = deque(maxlen=SAMPLES_MAX)
+
+    def noticed(self, sequence: Sequence, *, at: float) -> None:
+        """A change with this sequence became durable on the Active at ``at``."""
+        if self._pending and sequence <= self._pending[-1][0]:
+            return
+        if len(self._pending) >= PENDING_MAX:
+            # Merged under the older time: one late acknowledgement must not look like an early one.
+            _, older = self._pending.pop()
+            at = min(at, older)
+        self._pending.append((sequence, at))
+
+    def acknowledged(self, sequence: Sequence, *, at: float) -> None:
+        """Everything up to ``sequence`` is durable on the Standby."""
+        while self._pending and self._pending[0][0] <= sequence:
+            _, since = self._pending.popleft()
+            self._samples.append((at, max(0.0, at - since)))
+
+    def forget_pending(self) -> None:
+        """The journal was replaced: what was open is measured no more."""
+        self._pending.clear()
+
+    def summary(self, *, now: float) -> LagSummary:
+        """p50 and p99 over the window, by the nearest-rank method."""
+        while self._samples and now - self._samples[0][0] > self._window_s:
+            self._samples.popleft()
+        values = sorted(lag for _, lag in self._samples)
+        oldest = max(0.0, now - self._pending[0][1]) if self._pending else None
+        if not values:
+            return LagSummary(p50_s=None, p99_s=None, samples=0, oldest_pending_s=oldest)
+        return LagSummary(
+            p50_s=_nearest_rank(values, 0.50),
+            p99_s=_nearest_rank(values, 0.99),
+            samples=len(values),
+            oldest_pending_s=oldest,
+        )
+
+
+def _nearest_rank(ordered: list[float], share: float) -> float:
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]

@@ -1,0 +1,1 @@
+"""Event log of the engine: bounded, queryable, one writer."""

@@ -1,0 +1,1 @@
+"""Who belongs to the pair: one-time tokens, certificates, joining, renewal."""
