@@ -82,6 +82,10 @@ class Session(Protocol):
     def answer(self) -> Answer:
         """Resume, or compare."""
 
+    @property
+    def method(self) -> str:
+        """How the source captures: ``rows``, ``pages`` or ``tree``; told to the sink with the answer."""
+
     async def compare(self, inventory: AsyncIterator[bytes]) -> None:
         """Takes the Standby's inventory (chunks as its sink made them); afterwards ``frames`` sends what differs."""
 
@@ -133,8 +137,8 @@ class Sink(Protocol):
     def applied(self) -> Position:
         """What is durable here."""
 
-    async def begin(self, answer: Answer) -> None:
-        """A stream (re)starts: drops a group that was received in part."""
+    async def begin(self, answer: Answer, method: str) -> None:
+        """A stream (re)starts: drops a group that was received in part. ``method`` as the session says it."""
 
     def inventory(self) -> AsyncIterator[bytes]:
         """What this node has, for a compare, in chunks of at most FRAME_PAYLOAD_MAX, sorted, bounded in memory."""
