@@ -52,8 +52,8 @@ class Content:
 
     size: int
     block_size: int
-    block_hashes: bytes    # concatenated, 16 bytes each
-    hash: bytes            # of the whole
+    block_hashes: bytes  # concatenated, 16 bytes each
+    hash: bytes  # of the whole
 
 
 def content_of(data: bytes | memoryview) -> Content:
