@@ -8,6 +8,8 @@ be read again. A witness of zeros proves nothing.
 Durability: commits of the Standby's position are synced (``durable=True``); the Active's notes are not, because a
 restart scans anyway. The dirty set lives here and not in memory, so a million dirty paths cost disk, not RAM.
 Paths are bytes, relative to the dataset's root, ``b""`` is the root itself. Times in nanoseconds, sizes in bytes.
+*Walk order* is depth first, names sorted bytewise, a directory before what it holds: the order of all listings here, of
+the scanner and of the inventory, so that they merge. The files store a path with NUL for ``/``, which sorts just so.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import sqlite_utils
 
@@ -60,7 +63,11 @@ class Entry:
     witness: Witness = Witness()
 
 
-_COLUMNS = "path, type, mode, uid, gid, mtime_ns, size, hash, block_size, block_hashes, link_target, xattrs, inode, ctime_ns"
+NOTHING_SENT = Sequence(0)
+
+_COLUMNS = (
+    "path, type, mode, uid, gid, mtime_ns, size, hash, block_size, block_hashes, link_target, xattrs, inode, ctime_ns"
+)
 _MARKS = ", ".join("?" * 14)
 
 
@@ -166,28 +173,29 @@ class TreeCatalogue:
 
     def entry(self, path: bytes) -> Entry | None:
         """The entry of one path."""
-        row = self._connection.execute(f"SELECT {_COLUMNS} FROM entry WHERE path = ?", (path,)).fetchone()
+        row = self._connection.execute(f"SELECT {_COLUMNS} FROM entry WHERE path = ?", (_key(path),)).fetchone()
         return None if row is None else _entry(row)
 
     def entries(self, *, after: bytes | None = None, limit: int = 5000) -> list[Entry]:
-        """The next entries in order of path (bytewise), strictly after ``after``; the caller pages."""
+        """The next entries in walk order, strictly after ``after``; the caller pages."""
         if after is None:
             rows = self._connection.execute(f"SELECT {_COLUMNS} FROM entry ORDER BY path LIMIT ?", (limit,))
         else:
             rows = self._connection.execute(
-                f"SELECT {_COLUMNS} FROM entry WHERE path > ? ORDER BY path LIMIT ?", (after, limit)
+                f"SELECT {_COLUMNS} FROM entry WHERE path > ? ORDER BY path LIMIT ?", (_key(after), limit)
             )
         return [_entry(row) for row in rows]
 
     def entries_below(self, path: bytes) -> list[bytes]:
-        """Paths of all entries strictly below a directory (``b""``: everything but the root)."""
+        """Paths of all entries strictly below a directory (``b""``: everything but the root), in walk order."""
         if not path:
             rows = self._connection.execute("SELECT path FROM entry WHERE path > x'' ORDER BY path")
         else:
+            key = _key(path)
             rows = self._connection.execute(
-                "SELECT path FROM entry WHERE path > ? AND path < ? ORDER BY path", (path + b"/", path + b"0")
+                "SELECT path FROM entry WHERE path > ? AND path < ? ORDER BY path", (key + b"\0", key + b"\1")
             )
-        return [row[0] for row in rows]
+        return [_path(row[0]) for row in rows]
 
     def put_entries(self, entries: Iterable[Entry]) -> None:
         """Inserts or replaces."""
@@ -197,7 +205,7 @@ class TreeCatalogue:
 
     def remove_entries(self, paths: Iterable[bytes]) -> None:
         """Forgets objects; unknown ones are ignored."""
-        self._connection.executemany("DELETE FROM entry WHERE path = ?", ((path,) for path in paths))
+        self._connection.executemany("DELETE FROM entry WHERE path = ?", ((_key(path),) for path in paths))
 
     def clear_entries(self) -> None:
         """Forgets all objects."""
@@ -208,7 +216,7 @@ class TreeCatalogue:
         row = self._connection.execute(
             f"SELECT path FROM entry WHERE hash = ? AND size >= {COPY_SOURCE_MIN} LIMIT 1", (content_hash,)
         ).fetchone()
-        return None if row is None else bytes(row[0])
+        return None if row is None else _path(row[0])
 
     def entry_count(self) -> int:
         """How many objects are known."""
@@ -218,18 +226,23 @@ class TreeCatalogue:
 
     def mark_dirty(self, paths: Iterable[tuple[bytes, Sequence]]) -> None:
         """A path stands in the set once, at its latest sequence."""
-        self._connection.executemany("INSERT OR REPLACE INTO dirty VALUES (?, ?)", paths)
+        self._connection.executemany(
+            "INSERT OR REPLACE INTO dirty VALUES (?, ?)", ((_key(path), sequence) for path, sequence in paths)
+        )
 
-    def dirty(self, *, after: Sequence = Sequence(0), limit: int = 1000) -> list[tuple[bytes, Sequence]]:
+    def dirty(self, *, after: Sequence = NOTHING_SENT, limit: int = 1000) -> list[tuple[bytes, Sequence]]:
         """The next dirty paths in order of sequence."""
         rows = self._connection.execute(
             "SELECT path, sequence FROM dirty WHERE sequence > ? ORDER BY sequence LIMIT ?", (after, limit)
         )
-        return [(bytes(path), Sequence(sequence)) for path, sequence in rows]
+        return [(_path(path), Sequence(sequence)) for path, sequence in rows]
 
     def clean(self, acknowledged: Iterable[tuple[bytes, Sequence]]) -> None:
         """Takes paths out of the set, unless they became dirty again after that sequence."""
-        self._connection.executemany("DELETE FROM dirty WHERE path = ? AND sequence <= ?", acknowledged)
+        self._connection.executemany(
+            "DELETE FROM dirty WHERE path = ? AND sequence <= ?",
+            ((_key(path), sequence) for path, sequence in acknowledged),
+        )
 
     def clear_dirty(self) -> None:
         """Empties the set."""
@@ -254,20 +267,26 @@ class TreeCatalogue:
         self._connection.execute("DELETE FROM intent")
 
 
+def _key(path: bytes) -> bytes:
+    return path.replace(b"/", b"\0")
+
+
+def _path(key: bytes) -> bytes:
+    return key.replace(b"\0", b"/")
+
+
 def _row(entry: Entry) -> tuple[object, ...]:
     return (
-        entry.path, entry.type, entry.mode, entry.uid, entry.gid, entry.mtime_ns, entry.size, entry.hash,
+        _key(entry.path), entry.type, entry.mode, entry.uid, entry.gid, entry.mtime_ns, entry.size, entry.hash,
         entry.block_size, entry.block_hashes, entry.link_target, entry.xattrs,
         entry.witness.inode, entry.witness.ctime_ns,
     )  # fmt: skip
 
 
-def _entry(row: tuple[object, ...]) -> Entry:
-    path, kind, mode, uid, gid, mtime_ns, size, content, block_size, hashes, link, xattrs, inode, ctime_ns = (
-        row
-    )
+def _entry(row: tuple[Any, ...]) -> Entry:
+    key, kind, mode, uid, gid, mtime_ns, size, content, block_size, hashes, link, xattrs, inode, ctime_ns = row
     return Entry(
-        path=path, type=kind, mode=mode, uid=uid, gid=gid, mtime_ns=mtime_ns, size=size, hash=content,
+        path=_path(key), type=kind, mode=mode, uid=uid, gid=gid, mtime_ns=mtime_ns, size=size, hash=content,
         block_size=block_size, block_hashes=hashes, link_target=link, xattrs=xattrs,
         witness=Witness(inode=inode, ctime_ns=ctime_ns),
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
