@@ -1,7 +1,7 @@
-"""The engine's settings: ``sync.toml`` parsed once into frozen dataclasses, all faults reported together.
+"""What ``sync.toml`` says, as frozen dataclasses. docs/sync-toml.md tells every key, its unit, range and default.
 
-Unknown keys fail. Every fault names the field, the value and the remedy. Paths are absolute. Sizes in MiB, times in
-the unit that the key's name ends with.
+Sizes in MiB, times in the unit that the name ends with. The defaults stand here and nowhere else; those that depend on
+another key (priority, quiet_ms, mailboxes) are decided in ``ha_sync.config.dataset``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from ha_sync.core.dataset import DatasetName, Priority
 
 DEFAULT_PEER_PORT = 9527
 DEFAULT_CONFIG = "/etc/ha-sync/sync.toml"
+
+SOCKET_NAME = "sync.sock"
+"""The control socket, below ``run_dir``."""
 
 
 class Kind(enum.Enum):
@@ -112,6 +115,11 @@ class NodeSettings:
     listen: str = f"0.0.0.0:{DEFAULT_PEER_PORT}"  # peer port
     peer: str = ""  # host:port of the other node; learned when joining
     active_at: str = ""  # named in the Standby's refusals: cluster IP or the Active's address
+
+    @property
+    def socket_path(self) -> str:
+        """The unix socket at which this node's tools reach the engine."""
+        return f"{self.run_dir.rstrip('/')}/{SOCKET_NAME}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

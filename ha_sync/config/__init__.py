@@ -1,0 +1,44 @@
+"""The engine's settings: ``sync.toml`` parsed once into frozen dataclasses, all faults reported together.
+
+Unknown keys fail. Every fault names the field, the value and the remedy. Paths are absolute. Sizes in MiB, times in
+the unit that the key's name ends with.
+"""
+
+from __future__ import annotations
+
+from ha_sync.config.parse import load, load_node
+from ha_sync.config.settings import (
+    DEFAULT_CONFIG,
+    DEFAULT_PEER_PORT,
+    SOCKET_NAME,
+    CaptureMode,
+    Compression,
+    DatasetSettings,
+    Hold,
+    Kind,
+    NodeLocalRows,
+    NodeSettings,
+    Settings,
+    SqliteSettings,
+    StreamSettings,
+    TreeSettings,
+)
+
+__all__ = [
+    "DEFAULT_CONFIG",
+    "DEFAULT_PEER_PORT",
+    "SOCKET_NAME",
+    "CaptureMode",
+    "Compression",
+    "DatasetSettings",
+    "Hold",
+    "Kind",
+    "NodeLocalRows",
+    "NodeSettings",
+    "Settings",
+    "SqliteSettings",
+    "StreamSettings",
+    "TreeSettings",
+    "load",
+    "load_node",
+]

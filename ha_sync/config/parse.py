@@ -1,0 +1,170 @@
+"""Reads ``sync.toml``. Blocking (a small file, a few ``stat``); call before the event loop runs.
+
+Sections of parts that this version does not run (``[backup]``, ``[[storage]]``, ``[console]``) are checked for their
+shape and told about in ``Settings.notices``, so that one file serves from release to release and nothing in it is
+ignored silently.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import tomllib
+
+from ha_sync.config import place
+from ha_sync.config.dataset import parse_dataset
+from ha_sync.config.overlap import check_overlaps
+from ha_sync.config.reading import Faults, Table
+from ha_sync.config.settings import (
+    SOCKET_NAME,
+    Compression,
+    DatasetSettings,
+    NodeSettings,
+    Settings,
+    StreamSettings,
+)
+from ha_sync.errors import ConfigFault
+
+FILE_BYTES_MAX = 1024 * 1024
+DATASETS_MAX = 64
+STORAGES_MAX = 64
+MEDIA = ("sd", "usb", "nas")
+
+
+def load(path: str) -> Settings:
+    """Everything in the file; raises ``ConfigFault`` with all faults."""
+    faults = Faults()
+    top = Table("sync.toml", _read(path), faults)
+    node = _node(top, faults)
+    stream = _stream(top, faults)
+    datasets = _datasets(top, faults)
+    notices = (*_backup(top, faults), *_storages(top, faults), *_console(top, faults))
+    top.finish()
+    check_overlaps(node, datasets, faults)
+    if faults:
+        raise ConfigFault(path, faults.lines())
+    if not datasets:
+        notices = (*notices, "no [[dataset]] is defined: nothing is replicated")
+    return Settings(node=node, stream=stream, datasets=datasets, notices=notices)
+
+
+def load_node(path: str) -> NodeSettings:
+    """Only ``[node]``: enough to find the running engine, whatever else is wrong in the file just now."""
+    faults = Faults()
+    node = _node(Table("sync.toml", _read(path), faults), faults)
+    if faults:
+        raise ConfigFault(path, faults.lines())
+    return node
+
+
+def _read(path: str) -> dict[str, object]:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise ConfigFault(path, (f"cannot be read: {error.strerror}",)) from error
+    if len(data) > FILE_BYTES_MAX:
+        raise ConfigFault(path, (f"is larger than {FILE_BYTES_MAX} bytes: this is no settings file",))
+    try:
+        return tomllib.loads(data.decode())
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigFault(path, (f"line {line} is not UTF-8: save the file as UTF-8",)) from error
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigFault(path, (f"is not TOML: {_toml_reason(error)}",)) from error
+
+
+def _toml_reason(error: Exception) -> str:
+    reason = str(error) or type(error).__name__
+    return re.sub(r"Cannot overwrite a value", "a key stands there twice", reason)
+
+
+def _section(top: Table, key: str, faults: Faults) -> Table:
+    return Table(key, top.table(key, f"[{key}]") or {}, faults)
+
+
+def _node(top: Table, faults: Faults) -> NodeSettings:
+    plain = NodeSettings()
+    table = _section(top, "node", faults)
+    node = NodeSettings(
+        name=table.text("name", "", place.node_name) or socket.gethostname(),
+        state_dir=_folder(table, "state_dir", plain.state_dir),
+        run_dir=_folder(table, "run_dir", plain.run_dir),
+        listen=table.text("listen", plain.listen, place.listen_address),
+        peer=table.text("peer", plain.peer, place.peer_address),
+        active_at=table.text("active_at", plain.active_at, place.active_at),
+    )
+    if len(os.fsencode(node.socket_path)) > place.SOCKET_PATH_BYTES_MAX:
+        table.fault(
+            "run_dir", f"is too long for a socket inside it ({place.SOCKET_PATH_BYTES_MAX} bytes with its name)"
+        )
+    table.finish()
+    return node
+
+
+def _folder(table: Table, key: str, default: str) -> str:
+    return os.path.normpath(table.text(key, default, place.tree_root))
+
+
+def _stream(top: Table, faults: Faults) -> StreamSettings:
+    plain = StreamSettings()
+    table = _section(top, "stream", faults)
+    stream = StreamSettings(
+        compression=table.choice("compression", plain.compression, Compression),
+        window_mib=table.integer("window_mib", plain.window_mib, low=1, high=256, unit="MiB"),
+        bulk_mib_per_s=table.integer(
+            "bulk_mib_per_s", plain.bulk_mib_per_s, low=0, high=100_000, unit="MiB a second; 0: no bound"
+        ),
+    )
+    table.finish()
+    return stream
+
+
+def _datasets(top: Table, faults: Faults) -> tuple[DatasetSettings, ...]:
+    entries = top.tables("dataset", "[[dataset]], with two brackets, once for each", most=DATASETS_MAX)
+    parsed = (parse_dataset(number, dict(values), faults) for number, values in enumerate(entries, start=1))
+    return tuple(dataset for dataset in parsed if dataset is not None)
+
+
+def _backup(top: Table, faults: Faults) -> tuple[str, ...]:
+    values = top.table("backup", "[backup]")
+    if values is None:
+        return ()
+    table = Table("backup", values, faults)
+    table.text("full", "", place.schedule)
+    table.finish()
+    return ("backup: this version has no scheduled full backup; the section is kept for the release that has it",)
+
+
+def _console(top: Table, faults: Faults) -> tuple[str, ...]:
+    values = top.table("console", "[console]")
+    if values is None:
+        return ()
+    table = Table("console", values, faults)
+    table.flag("enabled", default=False)
+    table.text("listen", "", place.listen_address)
+    table.finish()
+    return ("console: this version has no web page; the section is kept for the release that has it",)
+
+
+def _storages(top: Table, faults: Faults) -> tuple[str, ...]:
+    entries = top.tables("storage", "[[storage]], with two brackets, once for each", most=STORAGES_MAX)
+    names: set[str] = set()
+    for number, values in enumerate(entries, start=1):
+        _storage(Table(f"storage[{number}]", values, faults), names)
+    if not entries:
+        return ()
+    return ("storage: this version does not synchronise external storage; kept for the release that does",)
+
+
+def _storage(table: Table, names: set[str]) -> None:
+    name = table.required_text("name", 'e.g. name = "usb0"', place.dataset_name)
+    table.required_text("path", "where it is mounted", place.tree_root)
+    medium = table.required_text("medium", '"sd", "usb" or "nas"')
+    if medium and medium not in MEDIA:
+        table.fault("medium", 'must be one of "sd", "usb", "nas"')
+    if name and name in names:
+        table.fault("name", "stands there twice: every storage needs a name of its own")
+    names.add(name)
+    table.finish()
