@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"ha_proto/sync/v1/replication.proto\x12\x10ha_proto.sync.v1\"@\n\x08Position\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x13\n\x0bincarnation\x18\x02 \x01(\x0c\x12\x10\n\x08sequence\x18\x03 \x01(\x04\"\xd0\x01\n\x11SubscriberMessage\x12\x30\n\tsubscribe\x18\x01 \x01(\x0b\x32\x1b.ha_proto.sync.v1.SubscribeH\x00\x12\x30\n\tinventory\x18\x02 \x01(\x0b\x32\x1b.ha_proto.sync.v1.InventoryH\x00\x12$\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x15.ha_proto.sync.v1.AckH\x00\x12&\n\x04need\x18\x04 \x01(\x0b\x32\x16.ha_proto.sync.v1.NeedH\x00\x42\t\n\x07message\"\xca\x01\n\tSubscribe\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x04 \x01(\t\x12\x0c\n\x04kind\x18\x05 \x01(\t\x12\x14\n\x0cserved_epoch\x18\x06 \x01(\x04\x12+\n\x07\x61pplied\x18\x07 \x01(\x0b\x32\x1a.ha_proto.sync.v1.Position\x12\x0c\n\x04need\x18\x08 \x03(\x0c\x12\x16\n\x0epromised_epoch\x18\t \x01(\x04\"(\n\tInventory\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x0c\n\x04last\x18\x02 \x01(\x08\"J\n\x03\x41\x63k\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x04\x12+\n\x07\x64urable\x18\x02 \x01(\x0b\x32\x1a.ha_proto.sync.v1.Position\"\x15\n\x04Need\x12\r\n\x05paths\x18\x01 \x03(\x0c\"G\n\x05\x46rame\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1d.ha_proto.sync.v1.FrameHeader\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"\xd7\x02\n\x0b\x46rameHeader\x12/\n\x06\x61nswer\x18\x01 \x01(\x0b\x32\x1d.ha_proto.sync.v1.AnswerFrameH\x00\x12\x0e\n\x04tree\x18\x02 \x01(\x0cH\x00\x12\x0e\n\x04rows\x18\x03 \x01(\x0cH\x00\x12-\n\x07nothing\x18\x04 \x01(\x0b\x32\x1a.ha_proto.sync.v1.ProgressH\x00\x12\x31\n\nkeep_alive\x18\x05 \x01(\x0b\x32\x1b.ha_proto.sync.v1.KeepAliveH\x00\x12,\n\x08position\x18\x06 \x01(\x0b\x32\x1a.ha_proto.sync.v1.Position\x12\x11\n\tgroup_end\x18\x07 \x01(\x08\x12\x12\n\nconsistent\x18\x08 \x01(\x08\x12&\n\x05\x63odec\x18\t \x01(\x0e\x32\x17.ha_proto.sync.v1.Codec\x12\x10\n\x08raw_size\x18\n \x01(\x04\x42\x06\n\x04kind\"\xab\x01\n\x0b\x41nswerFrame\x12\x34\n\x06\x61nswer\x18\x01 \x01(\x0e\x32$.ha_proto.sync.v1.AnswerFrame.Answer\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06method\x18\x03 \x01(\t\"G\n\x06\x41nswer\x12\x16\n\x12\x41NSWER_UNSPECIFIED\x10\x00\x12\x11\n\rANSWER_RESUME\x10\x01\x12\x12\n\x0e\x41NSWER_COMPARE\x10\x02\"\n\n\x08Progress\"\x0b\n\tKeepAlive\"<\n\x0bTreeChanges\x12-\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x1c.ha_proto.sync.v1.TreeChange\"\xf0\x04\n\nTreeChange\x12\x33\n\x06\x61\x63tion\x18\x01 \x01(\x0e\x32#.ha_proto.sync.v1.TreeChange.Action\x12/\n\x04type\x18\x02 \x01(\x0e\x32!.ha_proto.sync.v1.TreeChange.Type\x12\x0c\n\x04path\x18\x03 \x01(\x0c\x12\x0c\n\x04mode\x18\x04 \x01(\r\x12\x0b\n\x03uid\x18\x05 \x01(\r\x12\x0b\n\x03gid\x18\x06 \x01(\r\x12\x10\n\x08mtime_ns\x18\x07 \x01(\x12\x12\'\n\x06xattrs\x18\x08 \x03(\x0b\x32\x17.ha_proto.sync.v1.Xattr\x12\x13\n\x0blink_target\x18\t \x01(\x0c\x12\x0c\n\x04size\x18\n \x01(\x04\x12\x0c\n\x04hash\x18\x0b \x01(\x0c\x12\x12\n\nblock_size\x18\x0c \x01(\r\x12\x0e\n\x06\x62locks\x18\r \x03(\r\x12\x13\n\x0bzero_blocks\x18\x0e \x03(\r\x12\x11\n\tcopy_from\x18\x0f \x01(\x0c\x12\x15\n\rpayload_bytes\x18\x10 \x01(\x04\x12\x0c\n\x04more\x18\x11 \x01(\x08\x12\x0e\n\x06offset\x18\x12 \x01(\x04\x12\x0c\n\x04unit\x18\x13 \x01(\r\"e\n\x06\x41\x63tion\x12\x16\n\x12\x41\x43TION_UNSPECIFIED\x10\x00\x12\x0e\n\nACTION_PUT\x10\x01\x12\x11\n\rACTION_DELETE\x10\x02\x12\x0f\n\x0b\x41\x43TION_GROW\x10\x03\x12\x0f\n\x0b\x41\x43TION_META\x10\x04\"d\n\x04Type\x12\x14\n\x10TYPE_UNSPECIFIED\x10\x00\x12\r\n\tTYPE_FILE\x10\x01\x12\x12\n\x0eTYPE_DIRECTORY\x10\x02\x12\x10\n\x0cTYPE_SYMLINK\x10\x03\x12\x11\n\rTYPE_DATABASE\x10\x04\"$\n\x05Xattr\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\"T\n\rTreeInventory\x12-\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1c.ha_proto.sync.v1.TreeChange\x12\x14\n\x0c\x62lock_hashes\x18\x02 \x03(\x0c\"D\n\tRowsImage\x12\x13\n\x0bimage_bytes\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x12\n\nimage_hash\x18\x03 \x01(\x0c\"6\n\x0f\x44\x65scribeRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\"x\n\x10\x44\x65scribeResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x36\n\x08\x64\x61tasets\x18\x04 \x03(\x0b\x32$.ha_proto.sync.v1.DatasetDescription\"0\n\x12\x44\x61tasetDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t*>\n\x05\x43odec\x12\x15\n\x11\x43ODEC_UNSPECIFIED\x10\x00\x12\x0e\n\nCODEC_NONE\x10\x01\x12\x0e\n\nCODEC_ZSTD\x10\x02\x32\xb6\x01\n\x12ReplicationService\x12M\n\tReplicate\x12#.ha_proto.sync.v1.SubscriberMessage\x1a\x17.ha_proto.sync.v1.Frame(\x01\x30\x01\x12Q\n\x08\x44\x65scribe\x12!.ha_proto.sync.v1.DescribeRequest\x1a\".ha_proto.sync.v1.DescribeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"ha_proto/sync/v1/replication.proto\x12\x10ha_proto.sync.v1\"@\n\x08Position\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x13\n\x0bincarnation\x18\x02 \x01(\x0c\x12\x10\n\x08sequence\x18\x03 \x01(\x04\"\xd0\x01\n\x11SubscriberMessage\x12\x30\n\tsubscribe\x18\x01 \x01(\x0b\x32\x1b.ha_proto.sync.v1.SubscribeH\x00\x12\x30\n\tinventory\x18\x02 \x01(\x0b\x32\x1b.ha_proto.sync.v1.InventoryH\x00\x12$\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x15.ha_proto.sync.v1.AckH\x00\x12&\n\x04need\x18\x04 \x01(\x0b\x32\x16.ha_proto.sync.v1.NeedH\x00\x42\t\n\x07message\"\xca\x01\n\tSubscribe\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x04 \x01(\t\x12\x0c\n\x04kind\x18\x05 \x01(\t\x12\x14\n\x0cserved_epoch\x18\x06 \x01(\x04\x12+\n\x07\x61pplied\x18\x07 \x01(\x0b\x32\x1a.ha_proto.sync.v1.Position\x12\x0c\n\x04need\x18\x08 \x03(\x0c\x12\x16\n\x0epromised_epoch\x18\t \x01(\x04\"(\n\tInventory\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x0c\n\x04last\x18\x02 \x01(\x08\"^\n\x03\x41\x63k\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x04\x12+\n\x07\x64urable\x18\x02 \x01(\x0b\x32\x1a.ha_proto.sync.v1.Position\x12\x12\n\nstarved_ms\x18\x03 \x01(\x04\"\x15\n\x04Need\x12\r\n\x05paths\x18\x01 \x03(\x0c\"G\n\x05\x46rame\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1d.ha_proto.sync.v1.FrameHeader\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"\xa4\x02\n\x0b\x46rameHeader\x12/\n\x06\x61nswer\x18\x01 \x01(\x0b\x32\x1d.ha_proto.sync.v1.AnswerFrameH\x00\x12\x0e\n\x04tree\x18\x02 \x01(\x0cH\x00\x12\x0e\n\x04rows\x18\x03 \x01(\x0cH\x00\x12-\n\x07nothing\x18\x04 \x01(\x0b\x32\x1a.ha_proto.sync.v1.ProgressH\x00\x12,\n\x08position\x18\x06 \x01(\x0b\x32\x1a.ha_proto.sync.v1.Position\x12\x11\n\tgroup_end\x18\x07 \x01(\x08\x12\x12\n\nconsistent\x18\x08 \x01(\x08\x12&\n\x05\x63odec\x18\t \x01(\x0e\x32\x17.ha_proto.sync.v1.Codec\x12\x10\n\x08raw_size\x18\n \x01(\x04\x42\x06\n\x04kind\"\xab\x01\n\x0b\x41nswerFrame\x12\x34\n\x06\x61nswer\x18\x01 \x01(\x0e\x32$.ha_proto.sync.v1.AnswerFrame.Answer\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06method\x18\x03 \x01(\t\"G\n\x06\x41nswer\x12\x16\n\x12\x41NSWER_UNSPECIFIED\x10\x00\x12\x11\n\rANSWER_RESUME\x10\x01\x12\x12\n\x0e\x41NSWER_COMPARE\x10\x02\"\n\n\x08Progress\"<\n\x0bTreeChanges\x12-\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x1c.ha_proto.sync.v1.TreeChange\"\xf0\x04\n\nTreeChange\x12\x33\n\x06\x61\x63tion\x18\x01 \x01(\x0e\x32#.ha_proto.sync.v1.TreeChange.Action\x12/\n\x04type\x18\x02 \x01(\x0e\x32!.ha_proto.sync.v1.TreeChange.Type\x12\x0c\n\x04path\x18\x03 \x01(\x0c\x12\x0c\n\x04mode\x18\x04 \x01(\r\x12\x0b\n\x03uid\x18\x05 \x01(\r\x12\x0b\n\x03gid\x18\x06 \x01(\r\x12\x10\n\x08mtime_ns\x18\x07 \x01(\x12\x12\'\n\x06xattrs\x18\x08 \x03(\x0b\x32\x17.ha_proto.sync.v1.Xattr\x12\x13\n\x0blink_target\x18\t \x01(\x0c\x12\x0c\n\x04size\x18\n \x01(\x04\x12\x0c\n\x04hash\x18\x0b \x01(\x0c\x12\x12\n\nblock_size\x18\x0c \x01(\r\x12\x0e\n\x06\x62locks\x18\r \x03(\r\x12\x13\n\x0bzero_blocks\x18\x0e \x03(\r\x12\x11\n\tcopy_from\x18\x0f \x01(\x0c\x12\x15\n\rpayload_bytes\x18\x10 \x01(\x04\x12\x0c\n\x04more\x18\x11 \x01(\x08\x12\x0e\n\x06offset\x18\x12 \x01(\x04\x12\x0c\n\x04unit\x18\x13 \x01(\r\"e\n\x06\x41\x63tion\x12\x16\n\x12\x41\x43TION_UNSPECIFIED\x10\x00\x12\x0e\n\nACTION_PUT\x10\x01\x12\x11\n\rACTION_DELETE\x10\x02\x12\x0f\n\x0b\x41\x43TION_GROW\x10\x03\x12\x0f\n\x0b\x41\x43TION_META\x10\x04\"d\n\x04Type\x12\x14\n\x10TYPE_UNSPECIFIED\x10\x00\x12\r\n\tTYPE_FILE\x10\x01\x12\x12\n\x0eTYPE_DIRECTORY\x10\x02\x12\x10\n\x0cTYPE_SYMLINK\x10\x03\x12\x11\n\rTYPE_DATABASE\x10\x04\"$\n\x05Xattr\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\"T\n\rTreeInventory\x12-\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1c.ha_proto.sync.v1.TreeChange\x12\x14\n\x0c\x62lock_hashes\x18\x02 \x03(\x0c\"D\n\tRowsImage\x12\x13\n\x0bimage_bytes\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x12\n\nimage_hash\x18\x03 \x01(\x0c\"6\n\x0f\x44\x65scribeRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\"x\n\x10\x44\x65scribeResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x36\n\x08\x64\x61tasets\x18\x04 \x03(\x0b\x32$.ha_proto.sync.v1.DatasetDescription\"0\n\x12\x44\x61tasetDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t*>\n\x05\x43odec\x12\x15\n\x11\x43ODEC_UNSPECIFIED\x10\x00\x12\x0e\n\nCODEC_NONE\x10\x01\x12\x0e\n\nCODEC_ZSTD\x10\x02\x32\xb6\x01\n\x12ReplicationService\x12M\n\tReplicate\x12#.ha_proto.sync.v1.SubscriberMessage\x1a\x17.ha_proto.sync.v1.Frame(\x01\x30\x01\x12Q\n\x08\x44\x65scribe\x12!.ha_proto.sync.v1.DescribeRequest\x1a\".ha_proto.sync.v1.DescribeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ha_proto.sync.v1.replication_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CODEC']._serialized_start=2408
-  _globals['_CODEC']._serialized_end=2470
+  _globals['_CODEC']._serialized_start=2364
+  _globals['_CODEC']._serialized_end=2426
   _globals['_POSITION']._serialized_start=56
   _globals['_POSITION']._serialized_end=120
   _globals['_SUBSCRIBERMESSAGE']._serialized_start=123
@@ -42,41 +42,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INVENTORY']._serialized_start=538
   _globals['_INVENTORY']._serialized_end=578
   _globals['_ACK']._serialized_start=580
-  _globals['_ACK']._serialized_end=654
-  _globals['_NEED']._serialized_start=656
-  _globals['_NEED']._serialized_end=677
-  _globals['_FRAME']._serialized_start=679
-  _globals['_FRAME']._serialized_end=750
-  _globals['_FRAMEHEADER']._serialized_start=753
-  _globals['_FRAMEHEADER']._serialized_end=1096
-  _globals['_ANSWERFRAME']._serialized_start=1099
-  _globals['_ANSWERFRAME']._serialized_end=1270
-  _globals['_ANSWERFRAME_ANSWER']._serialized_start=1199
-  _globals['_ANSWERFRAME_ANSWER']._serialized_end=1270
-  _globals['_PROGRESS']._serialized_start=1272
-  _globals['_PROGRESS']._serialized_end=1282
-  _globals['_KEEPALIVE']._serialized_start=1284
-  _globals['_KEEPALIVE']._serialized_end=1295
-  _globals['_TREECHANGES']._serialized_start=1297
-  _globals['_TREECHANGES']._serialized_end=1357
-  _globals['_TREECHANGE']._serialized_start=1360
-  _globals['_TREECHANGE']._serialized_end=1984
-  _globals['_TREECHANGE_ACTION']._serialized_start=1781
-  _globals['_TREECHANGE_ACTION']._serialized_end=1882
-  _globals['_TREECHANGE_TYPE']._serialized_start=1884
-  _globals['_TREECHANGE_TYPE']._serialized_end=1984
-  _globals['_XATTR']._serialized_start=1986
-  _globals['_XATTR']._serialized_end=2022
-  _globals['_TREEINVENTORY']._serialized_start=2024
-  _globals['_TREEINVENTORY']._serialized_end=2108
-  _globals['_ROWSIMAGE']._serialized_start=2110
-  _globals['_ROWSIMAGE']._serialized_end=2178
-  _globals['_DESCRIBEREQUEST']._serialized_start=2180
-  _globals['_DESCRIBEREQUEST']._serialized_end=2234
-  _globals['_DESCRIBERESPONSE']._serialized_start=2236
-  _globals['_DESCRIBERESPONSE']._serialized_end=2356
-  _globals['_DATASETDESCRIPTION']._serialized_start=2358
-  _globals['_DATASETDESCRIPTION']._serialized_end=2406
-  _globals['_REPLICATIONSERVICE']._serialized_start=2473
-  _globals['_REPLICATIONSERVICE']._serialized_end=2655
+  _globals['_ACK']._serialized_end=674
+  _globals['_NEED']._serialized_start=676
+  _globals['_NEED']._serialized_end=697
+  _globals['_FRAME']._serialized_start=699
+  _globals['_FRAME']._serialized_end=770
+  _globals['_FRAMEHEADER']._serialized_start=773
+  _globals['_FRAMEHEADER']._serialized_end=1065
+  _globals['_ANSWERFRAME']._serialized_start=1068
+  _globals['_ANSWERFRAME']._serialized_end=1239
+  _globals['_ANSWERFRAME_ANSWER']._serialized_start=1168
+  _globals['_ANSWERFRAME_ANSWER']._serialized_end=1239
+  _globals['_PROGRESS']._serialized_start=1241
+  _globals['_PROGRESS']._serialized_end=1251
+  _globals['_TREECHANGES']._serialized_start=1253
+  _globals['_TREECHANGES']._serialized_end=1313
+  _globals['_TREECHANGE']._serialized_start=1316
+  _globals['_TREECHANGE']._serialized_end=1940
+  _globals['_TREECHANGE_ACTION']._serialized_start=1737
+  _globals['_TREECHANGE_ACTION']._serialized_end=1838
+  _globals['_TREECHANGE_TYPE']._serialized_start=1840
+  _globals['_TREECHANGE_TYPE']._serialized_end=1940
+  _globals['_XATTR']._serialized_start=1942
+  _globals['_XATTR']._serialized_end=1978
+  _globals['_TREEINVENTORY']._serialized_start=1980
+  _globals['_TREEINVENTORY']._serialized_end=2064
+  _globals['_ROWSIMAGE']._serialized_start=2066
+  _globals['_ROWSIMAGE']._serialized_end=2134
+  _globals['_DESCRIBEREQUEST']._serialized_start=2136
+  _globals['_DESCRIBEREQUEST']._serialized_end=2190
+  _globals['_DESCRIBERESPONSE']._serialized_start=2192
+  _globals['_DESCRIBERESPONSE']._serialized_end=2312
+  _globals['_DATASETDESCRIPTION']._serialized_start=2314
+  _globals['_DATASETDESCRIPTION']._serialized_end=2362
+  _globals['_REPLICATIONSERVICE']._serialized_start=2429
+  _globals['_REPLICATIONSERVICE']._serialized_end=2611
 # @@protoc_insertion_point(module_scope)

@@ -179,8 +179,11 @@ class Ack(_message.Message):
 
     RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
     DURABLE_FIELD_NUMBER: _builtins.int
+    STARVED_MS_FIELD_NUMBER: _builtins.int
     received_bytes: _builtins.int
     """cumulative in this call, header bodies and uncompressed payloads"""
+    starved_ms: _builtins.int
+    """cumulative in this call: how long the subscriber had nothing to do but wait for a frame"""
     @_builtins.property
     def durable(self) -> Global___Position: ...
     def __init__(
@@ -188,10 +191,11 @@ class Ack(_message.Message):
         *,
         received_bytes: _builtins.int = ...,
         durable: Global___Position | None = ...,
+        starved_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["durable", b"durable"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["durable", b"durable", "received_bytes", b"received_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durable", b"durable", "received_bytes", b"received_bytes", "starved_ms", b"starved_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -252,7 +256,6 @@ class FrameHeader(_message.Message):
     TREE_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
     NOTHING_FIELD_NUMBER: _builtins.int
-    KEEP_ALIVE_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
     GROUP_END_FIELD_NUMBER: _builtins.int
     CONSISTENT_FIELD_NUMBER: _builtins.int
@@ -274,8 +277,6 @@ class FrameHeader(_message.Message):
     @_builtins.property
     def nothing(self) -> Global___Progress: ...
     @_builtins.property
-    def keep_alive(self) -> Global___KeepAlive: ...
-    @_builtins.property
     def position(self) -> Global___Position: ...
     def __init__(
         self,
@@ -284,18 +285,17 @@ class FrameHeader(_message.Message):
         tree: _builtins.bytes = ...,
         rows: _builtins.bytes = ...,
         nothing: Global___Progress | None = ...,
-        keep_alive: Global___KeepAlive | None = ...,
         position: Global___Position | None = ...,
         group_end: _builtins.bool = ...,
         consistent: _builtins.bool = ...,
         codec: Global___Codec.ValueType = ...,
         raw_size: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "keep_alive", b"keep_alive", "kind", b"kind", "nothing", b"nothing", "position", b"position", "rows", b"rows", "tree", b"tree"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "kind", b"kind", "nothing", b"nothing", "position", b"position", "rows", b"rows", "tree", b"tree"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "codec", b"codec", "consistent", b"consistent", "group_end", b"group_end", "keep_alive", b"keep_alive", "kind", b"kind", "nothing", b"nothing", "position", b"position", "raw_size", b"raw_size", "rows", b"rows", "tree", b"tree"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "codec", b"codec", "consistent", b"consistent", "group_end", b"group_end", "kind", b"kind", "nothing", b"nothing", "position", b"position", "raw_size", b"raw_size", "rows", b"rows", "tree", b"tree"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["answer", "tree", "rows", "nothing", "keep_alive"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["answer", "tree", "rows", "nothing"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -356,21 +356,6 @@ class Progress(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Progress: _TypeAlias = Progress  # noqa: Y015
-
-@_typing.final
-class KeepAlive(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    def __init__(
-        self,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___KeepAlive: _TypeAlias = KeepAlive  # noqa: Y015
 
 @_typing.final
 class TreeChanges(_message.Message):
