@@ -67,6 +67,7 @@ class Status(_message.Message):
     PEER_FIELD_NUMBER: _builtins.int
     DATASETS_FIELD_NUMBER: _builtins.int
     CERTIFICATE_EXPIRES_FIELD_NUMBER: _builtins.int
+    NOTICES_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     cluster_id: _builtins.str
     role: _builtins.str
@@ -82,6 +83,10 @@ class Status(_message.Message):
     def peer(self) -> Global___Peer: ...
     @_builtins.property
     def datasets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Dataset]: ...
+    @_builtins.property
+    def notices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of the settings: accepted, but worth telling"""
+
     def __init__(
         self,
         *,
@@ -95,10 +100,11 @@ class Status(_message.Message):
         peer: Global___Peer | None = ...,
         datasets: _abc.Iterable[Global___Dataset] | None = ...,
         certificate_expires: _builtins.str = ...,
+        notices: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["peer", b"peer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_expires", b"certificate_expires", "cluster_id", b"cluster_id", "datasets", b"datasets", "epoch", b"epoch", "node_id", b"node_id", "pair", b"pair", "peer", b"peer", "role", b"role", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_expires", b"certificate_expires", "cluster_id", b"cluster_id", "datasets", b"datasets", "epoch", b"epoch", "node_id", b"node_id", "notices", b"notices", "pair", b"pair", "peer", b"peer", "role", b"role", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
