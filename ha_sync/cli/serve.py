@@ -1,0 +1,102 @@
+"""``ha-sync serve``: runs the engine of this node until SIGTERM or SIGINT.
+
+Under systemd (``Type=notify``) it says that it is ready when its control socket answers, and that it stops when it
+was told to. Everything that is logged goes to standard error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+
+import click
+
+from ha_sync.cli.log_lines import LEVELS, log_to_stderr
+from ha_sync.cli.options import EPOCH_MAX, config_option
+from ha_sync.config import Settings, load
+from ha_sync.core.dataset import Role
+from ha_sync.core.position import Epoch
+from ha_sync.errors import HaSyncError
+
+READY_LOOK_S = 0.05
+
+log = logging.getLogger(__name__)
+
+
+@click.command()
+@config_option
+@click.option("--role", "role_name", type=click.Choice([role.value for role in Role]), required=True)
+@click.option(
+    "--epoch", type=click.IntRange(1, EPOCH_MAX), default=1, show_default=True, help="In which it has that role."
+)
+@click.option("--log-level", type=click.Choice(list(LEVELS)), default="info", show_default=True)
+def serve(*, config: str, role_name: str, epoch: int, log_level: str) -> None:
+    """Run the replication engine of this node."""
+    settings = load(config)
+    log_to_stderr(log_level)
+    for notice in settings.notices:
+        log.warning("settings accepted with a notice", extra={"notice": notice})
+    try:
+        asyncio.run(_serve(settings, Role(role_name), Epoch(epoch)))
+    except BaseExceptionGroup as group:
+        # The first error that names a remedy is what the operator needs; the others followed from it.
+        raise next(_known(group), group) from group
+
+
+async def _serve(settings: Settings, role: Role, epoch: Epoch) -> None:
+    from ha_sync.node import run
+
+    loop = asyncio.get_running_loop()
+    async with asyncio.TaskGroup() as tasks:
+        engine = tasks.create_task(run(settings, role=role, epoch=epoch))
+        ready = tasks.create_task(_announce_ready(settings.node.socket_path))
+        for stop in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(stop, _stop, engine)
+        try:
+            await asyncio.wait((engine,))
+        finally:
+            ready.cancel()
+
+
+def _stop(engine: asyncio.Task[None]) -> None:
+    log.info("stopping")
+    notify_systemd("STOPPING=1")
+    engine.cancel()
+
+
+async def _announce_ready(path: str) -> None:
+    while "NOTIFY_SOCKET" in os.environ:
+        try:
+            _, writer = await asyncio.open_unix_connection(path)
+        except OSError:
+            await asyncio.sleep(READY_LOOK_S)
+            continue
+        writer.close()
+        notify_systemd("READY=1")
+        return
+
+
+def notify_systemd(state: str) -> None:
+    """Tells the service manager, where there is one (sd_notify(3)); its absence is no fault."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as datagram:
+        try:
+            datagram.sendto(state.encode(), address)
+        except OSError as error:
+            log.warning("the service manager does not take notifications", extra={"error": str(error)})
+
+
+def _known(group: BaseExceptionGroup[BaseException]) -> Iterator[HaSyncError]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _known(error)
+        elif isinstance(error, HaSyncError):
+            yield error
