@@ -381,6 +381,17 @@ Global___TreeChanges: _TypeAlias = TreeChanges  # noqa: Y015
 
 @_typing.final
 class TreeChange(_message.Message):
+    """Content of a PUT: the bytes of `blocks` come from the payload, `zero_blocks` are holes, every other block comes from what
+    the Standby has: `copy_from` if given, else the growing partial of this path, else the object now at this path. Only the
+    last block of a file is shorter than `block_size`. Content that cannot stand in one payload comes in pieces: each piece
+    repeats action, type, path, size, hash and block_size, all but the last have `more`; metadata is taken from the last.
+    Block numbers ascend over all pieces. A block larger than a payload is cut: the piece's payload then begins `offset`
+    bytes into the first of its `blocks`, and may end before the end of the last of them (then `more` is set and the next
+    piece begins with the same block). `copy_from` and blocks not sent are resolved when the last piece is there.
+    The pieces of one path follow one another; other changes may stand between them only in earlier or later groups.
+    DELETE and META carry no content. A GROW at offset 0 begins a new partial; one beyond the partial's end is asked anew.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     class _Action:
@@ -473,7 +484,7 @@ class TreeChange(_message.Message):
     more: _builtins.bool
     """further frames of the same group bring more blocks of this path"""
     offset: _builtins.int
-    """GROW: where the bytes go in the partial"""
+    """GROW: where the bytes go in the partial; PUT: see above"""
     unit: _builtins.int
     """changes of one group with the same non-zero unit are published together (a mailbox)"""
     @_builtins.property
