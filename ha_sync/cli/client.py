@@ -25,8 +25,7 @@ from ha_sync.errors import (
     Retryable,
     WrongState,
 )
-
-EXIT_CODE_KEY: Final = "ha-sync-exit-code"
+from ha_sync.service.status_map import EXIT_CODE_KEY
 
 QUICK_S: Final = 30.0
 """Deadline of a call that only looks."""

@@ -59,6 +59,9 @@ def parse_dataset(number: int, values: dict[str, object], faults: Faults) -> Dat
     fallback = Priority.CONFIG if kind is Kind.SQLITE else Priority.RECORDINGS
     priority = table.choice("priority", _PRIORITY_OF_NAME.get(name, fallback), Priority, PRIORITIES)
     if not known:
+        for key in _ONLY_SQLITE | _ONLY_TREE:
+            table.raw(key)
+        table.finish()
         return None
     parse = _parse_sqlite if kind is Kind.SQLITE else _parse_tree
     settings = parse(table, DatasetName(name), path, priority)

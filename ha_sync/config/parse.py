@@ -62,6 +62,8 @@ def _read(path: str) -> dict[str, object]:
     try:
         with open(path, "rb") as file:
             data = file.read(FILE_BYTES_MAX + 1)
+    except FileNotFoundError as error:
+        raise ConfigFault(path, ("there is no such file: write it, or name another with --config",)) from error
     except OSError as error:
         raise ConfigFault(path, (f"cannot be read: {error.strerror}",)) from error
     if len(data) > FILE_BYTES_MAX:
@@ -96,9 +98,8 @@ def _node(top: Table, faults: Faults) -> NodeSettings:
         active_at=table.text("active_at", plain.active_at, place.active_at),
     )
     if len(os.fsencode(node.socket_path)) > place.SOCKET_PATH_BYTES_MAX:
-        table.fault(
-            "run_dir", f"is too long for a socket inside it ({place.SOCKET_PATH_BYTES_MAX} bytes with its name)"
-        )
+        most = place.SOCKET_PATH_BYTES_MAX - len(f"/{SOCKET_NAME}")
+        table.fault("run_dir", f"must be at most {most} bytes long: a socket lies in it")
     table.finish()
     return node
 
