@@ -1,9 +1,9 @@
 """The catalogue of one tree: every object as both nodes know it, what is dirty, and the position.
 
-One file per dataset, one connection, one thread at a time (the dataset's executor). ``entry`` holds the replicated state
-of an object: on the Active what the Standby has acknowledged, on the Standby what was published. Beside it stands
-the *witness* (inode, ctime): while the local object still shows it, the local content is the entry's content and need not
-be read again. A witness of zeros proves nothing.
+One file per dataset, one connection, one thread at a time (the dataset's executor). ``entry`` holds the replicated
+state of an object: on the Active what the Standby has acknowledged, on the Standby what was published. Beside it stands
+the *witness* (inode, ctime): while the local object still shows it, the local content is the entry's content and need
+not be read again. A witness of zeros proves nothing.
 
 Durability: commits of the Standby's position are synced (``durable=True``); the Active's notes are not, because a
 restart scans anyway. The dirty set lives here and not in memory, so a million dirty paths cost disk, not RAM.

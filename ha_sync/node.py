@@ -1,0 +1,477 @@
+"""The engine of one node: its datasets in the role it has, and the change from one role to the other.
+
+As Active every dataset has an open source, which a subscriber of the peer may read; as Standby every dataset has an
+open sink and a subscriber that keeps it fed. A role is taken in this order: the epoch is promised durably, what ran is
+stopped, the dead node's work is finished (promotion), the role is stored durably, then the new ends open.
+One dataset's fault never stops another. Runs in one event loop; seconds are monotonic.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+from ha_proto.sync.v1 import replication_pb2 as pb
+from ha_sync.apply.database import DatabaseSink
+from ha_sync.apply.tree import TreeSink
+from ha_sync.capture.database import DatabaseSource
+from ha_sync.capture.tree import TreeSource
+from ha_sync.catalogue.engine import EngineState, admit
+from ha_sync.config import DatasetSettings, Settings, TreeSettings
+from ha_sync.core.dataset import (
+    DatasetName,
+    DatasetReport,
+    DatasetState,
+    Finished,
+    Report,
+    Role,
+    Sink,
+    Source,
+)
+from ha_sync.core.position import NOWHERE, Epoch, Position
+from ha_sync.errors import ConfigFault, Fenced, HaSyncError, OperatorNeeded, Refused, Retryable, WrongState
+from ha_sync.stream.gate import Gate
+from ha_sync.stream.publisher import Outlet, Publisher
+from ha_sync.stream.subscriber import Dial, Subscriber, Subscription
+from ha_sync.stream.wire import PROTOCOL
+
+log = logging.getLogger(__name__)
+
+MIB = 1024 * 1024
+GATE_BYTES = 32 * MIB
+GATE_BULK_BYTES = 16 * MIB
+"""Under way in all streams together; bulk leaves the rest of it to what is live."""
+
+OPEN_RETRY_S = 5.0
+CODEC_THREADS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Membership:
+    """Which pair this node belongs to."""
+
+    cluster_id: str
+    node_id: str
+    peer_id: str  # "" until one joined
+
+
+@dataclass(slots=True, kw_only=True)
+class _Endpoint:
+    """One dataset on this node, in its present role."""
+
+    settings: DatasetSettings
+    source: Source | None = None
+    sink: Sink | None = None
+    subscriber: Subscriber | None = None
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    publishing: asyncio.Task[None] | None = None
+    fault: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetStatus:
+    """A dataset's settings, its report and whether its stream is connected."""
+
+    settings: DatasetSettings
+    report: DatasetReport
+    connected: bool
+
+
+class Node:
+    """See the module."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        state: EngineState,
+        membership: Callable[[], Membership | None],
+        dial: Callable[[DatasetName], Dial],
+        report: Report,
+    ) -> None:
+        self.settings = settings
+        self._state = state
+        self._membership = membership
+        self._dial = dial
+        self._report = report
+        self._endpoints = {item.name: _Endpoint(settings=item) for item in settings.datasets}
+        self._changing = asyncio.Lock()
+        self._acknowledged = asyncio.Condition()
+        self._executor = ThreadPoolExecutor(CODEC_THREADS, thread_name_prefix="codec")
+        self._outlet = Outlet(
+            gate=Gate(GATE_BYTES, bulk_budget=GATE_BULK_BYTES), executor=self._executor, settings=settings.stream
+        )
+        self.role: Role | None = None
+        self.epoch = Epoch(0)
+
+    # ---- epochs, as the subscribers see them
+
+    @property
+    def promised(self) -> Epoch:
+        """The highest epoch seen."""
+        return self._state.stored.promised
+
+    @property
+    def served(self) -> Epoch:
+        """The last epoch in which this node was Active."""
+        return self._state.stored.served
+
+    async def promise(self, epoch: Epoch) -> None:
+        """Stores a higher epoch durably before it returns."""
+        if epoch > self.promised:
+            await asyncio.to_thread(self._state.promise, epoch)
+        if self.role is Role.STANDBY:
+            self.epoch = max(self.epoch, epoch)
+
+    # ---- the role
+
+    async def set_role(self, role: Role, epoch: Epoch) -> tuple[tuple[DatasetName, Finished], ...]:
+        """Takes a role; returns what a promotion finished. Raises Fenced for an epoch that would go back."""
+        async with self._changing:
+            if (role, epoch) == (self.role, self.epoch):
+                return ()
+            admit(self._state.stored, role=role, epoch=epoch)
+            was = self.role or self._state.stored.role
+            await asyncio.to_thread(self._state.promise, epoch)
+            await self._stop_streams()
+            finished: tuple[tuple[DatasetName, Finished], ...] = ()
+            if role is Role.ACTIVE and was is Role.STANDBY:
+                finished = await self._promote()
+            await self._close_ends()
+            await asyncio.to_thread(self._state.take, role, epoch)
+            self.role, self.epoch = role, epoch
+            for endpoint in self._endpoints.values():
+                endpoint.tasks.append(asyncio.create_task(self._keep_open(endpoint), name=endpoint.settings.name))
+            self._report("info", "role taken", {"role": role.value, "epoch": epoch, "finished": len(finished)})
+            return finished
+
+    async def close(self) -> None:
+        """Stops everything; what other programs need (triggers, guards) stays."""
+        async with self._changing:
+            await self._stop_streams()
+            await self._close_ends()
+            self._executor.shutdown(wait=False)
+
+    async def _stop_streams(self) -> None:
+        tasks = [task for endpoint in self._endpoints.values() for task in _take_tasks(endpoint)]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _close_ends(self) -> None:
+        for endpoint in self._endpoints.values():
+            for end in (endpoint.source, endpoint.sink):
+                if end is not None:
+                    await self._guarded(endpoint, end.close())
+            endpoint.source = endpoint.sink = endpoint.subscriber = None
+
+    async def _promote(self) -> tuple[tuple[DatasetName, Finished], ...]:
+        """Datasets at once: each is independent, and the PBX waits for the slowest."""
+        ordered = sorted(self._endpoints.values(), key=lambda endpoint: endpoint.settings.priority)
+        results = await asyncio.gather(*(self._promote_one(endpoint) for endpoint in ordered))
+        return tuple(item for result in results for item in result)
+
+    async def _promote_one(self, endpoint: _Endpoint) -> list[tuple[DatasetName, Finished]]:
+        name = endpoint.settings.name
+        if endpoint.sink is None:  # a restart as Active of a node that was Standby
+            endpoint.sink = self._new_sink(endpoint.settings)
+            await self._guarded(endpoint, endpoint.sink.open(self.promised, active_at=self._active_at()))
+        try:
+            done = await endpoint.sink.promote()
+        except (HaSyncError, OSError) as error:
+            # The phones come first: a dataset that cannot be tidied must not keep the others from serving.
+            self._report("error", "promotion of a dataset failed", {"dataset": name, "reason": str(error)})
+            return [(name, Finished(what="promotion failed", subject=name, detail=str(error)))]
+        for item in done:
+            fields: dict[str, object] = {"dataset": name, "subject": item.subject, "detail": item.detail}
+            self._report("info", item.what, fields)
+        return [(name, item) for item in done]
+
+    # ---- the ends
+
+    async def _keep_open(self, endpoint: _Endpoint) -> None:
+        """Opens a dataset's end and runs what belongs to it; tries again after a fault."""
+        while True:
+            try:
+                await self._open(endpoint)
+                if endpoint.subscriber is None:
+                    return
+                await endpoint.subscriber.run()
+            except HaSyncError as error:
+                endpoint.fault = error.sentence()
+            except Exception as error:  # a bug in one dataset must not stop the others; it is reported
+                log.exception("dataset failed", extra={"dataset": endpoint.settings.name})
+                endpoint.fault = f"internal error: {error!r}"
+            self._report("error", "dataset failed", {"dataset": endpoint.settings.name, "reason": endpoint.fault})
+            await asyncio.sleep(OPEN_RETRY_S)
+            await self._close_end(endpoint)
+
+    async def _open(self, endpoint: _Endpoint) -> None:
+        if self.role is Role.ACTIVE:
+            endpoint.source = self._new_source(endpoint.settings)
+            await endpoint.source.open(self.epoch)
+        else:
+            endpoint.sink = self._new_sink(endpoint.settings)
+            await endpoint.sink.open(self.epoch, active_at=self._active_at())
+            membership = await self._joined()
+            endpoint.subscriber = Subscriber(
+                endpoint.sink,
+                Subscription(
+                    dataset=endpoint.settings.name,
+                    kind=endpoint.settings.kind.value,
+                    cluster_id=membership.cluster_id,
+                    node_id=membership.node_id,
+                ),
+                dial=self._dial(endpoint.settings.name),
+                epochs=self,
+                executor=self._executor,
+            )
+        endpoint.fault = ""
+
+    async def _joined(self) -> Membership:
+        while (membership := self._membership()) is None:
+            await asyncio.sleep(1.0)
+        return membership
+
+    async def _close_end(self, endpoint: _Endpoint) -> None:
+        for end in (endpoint.source, endpoint.sink):
+            if end is not None:
+                await self._guarded(endpoint, end.close())
+        endpoint.source = endpoint.sink = endpoint.subscriber = None
+
+    async def _guarded(self, endpoint: _Endpoint, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except (HaSyncError, OSError) as error:
+            log.warning("dataset end failed", extra={"dataset": endpoint.settings.name, "reason": str(error)})
+
+    def _new_source(self, settings: DatasetSettings) -> Source:
+        place = self._place(settings)
+        if isinstance(settings, TreeSettings):
+            return TreeSource(settings, catalogue_path=os.path.join(place, "catalogue.db"), report=self._report)
+        return DatabaseSource(settings, state_dir=place, report=self._report)
+
+    def _new_sink(self, settings: DatasetSettings) -> Sink:
+        place = self._place(settings)
+        if isinstance(settings, TreeSettings):
+            return TreeSink(settings, catalogue_path=os.path.join(place, "catalogue.db"), report=self._report)
+        return DatabaseSink(settings, state_dir=place, report=self._report)
+
+    def _place(self, settings: DatasetSettings) -> str:
+        place = os.path.join(self.settings.node.state_dir, "datasets", settings.name)
+        os.makedirs(place, mode=0o700, exist_ok=True)
+        return place
+
+    def _active_at(self) -> str:
+        return self.settings.node.active_at or self.settings.node.peer or "the other node"
+
+    # ---- publishing, called for each subscriber of the peer
+
+    async def publish(
+        self,
+        subscribe: pb.Subscribe,
+        messages: AsyncIterator[pb.SubscriberMessage],
+        write: Callable[[bytes], Awaitable[None]],
+    ) -> None:
+        """Serves one subscriber until it goes. Raises what the subscriber must be told."""
+        endpoint = self._endpoint_for(subscribe)
+        assert endpoint.source is not None
+        publisher = Publisher(
+            endpoint.source,
+            priority=endpoint.settings.priority,
+            epoch=self.epoch,
+            outlet=self._outlet,
+            write=write,
+            acknowledged=self._on_acknowledged,
+        )
+        await self._end_publishing(endpoint)
+        task = endpoint.publishing = asyncio.create_task(publisher.serve(subscribe, messages))
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():  # by a role change or a newer subscriber, not by the transport
+                raise WrongState("ended the stream", reason="the role changed or a newer subscriber came") from None
+            raise
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await task
+            if endpoint.publishing is task:
+                endpoint.publishing = None
+
+    @staticmethod
+    async def _end_publishing(endpoint: _Endpoint) -> None:
+        if endpoint.publishing is not None:
+            endpoint.publishing.cancel()
+            await asyncio.wait([endpoint.publishing])
+
+    def _endpoint_for(self, subscribe: pb.Subscribe) -> _Endpoint:
+        subject = f"the subscriber of {subscribe.dataset!r}"
+        if subscribe.protocol != PROTOCOL:
+            raise Refused(f"refused {subject}", reason=f"protocol {subscribe.protocol}, this node speaks {PROTOCOL}")
+        membership = self._membership()
+        if membership is None or subscribe.cluster_id != membership.cluster_id:
+            raise Refused(f"refused {subject}", reason=f"it belongs to cluster {subscribe.cluster_id!r}")
+        if self.role is not Role.ACTIVE:
+            raise WrongState(f"refused {subject}", reason="this node is not the Active")
+        if subscribe.served_epoch > self.epoch or subscribe.promised_epoch > self.epoch:
+            self._report("error", "a higher epoch exists", {"mine": self.epoch, "theirs": subscribe.promised_epoch})
+            raise Fenced(
+                f"refused {subject}",
+                reason=f"it has seen epoch {subscribe.promised_epoch}, this Active has {self.epoch}",
+                hint="one of the two must become Standby, or this one take a higher epoch",
+            )
+        endpoint = self._endpoints.get(DatasetName(subscribe.dataset))
+        if endpoint is None:
+            raise OperatorNeeded(
+                f"refused {subject}",
+                reason="the Active has no such dataset",
+                hint="sync.toml must name the same datasets on both nodes",
+            )
+        if endpoint.settings.kind.value != subscribe.kind:
+            raise OperatorNeeded(
+                f"refused {subject}", reason=f"kind {subscribe.kind!r} there, {endpoint.settings.kind.value!r} here"
+            )
+        if endpoint.source is None:
+            raise Retryable(f"refused {subject}", reason=endpoint.fault or "its capture is still starting")
+        return endpoint
+
+    def _on_acknowledged(self) -> None:
+        async def wake() -> None:
+            async with self._acknowledged:
+                self._acknowledged.notify_all()
+
+        if self._waiters:
+            self._waking = asyncio.ensure_future(wake())
+
+    _waiters = 0
+    _waking: asyncio.Future[None] | None = None
+
+    # ---- what the operator asks
+
+    def datasets(self) -> list[DatasetStatus]:
+        """Every dataset, in order of priority."""
+        ordered = sorted(self._endpoints.values(), key=lambda item: (item.settings.priority, item.settings.name))
+        return [self._status(endpoint) for endpoint in ordered]
+
+    def _status(self, endpoint: _Endpoint) -> DatasetStatus:
+        end = endpoint.source or endpoint.sink
+        if endpoint.fault or end is None:
+            report = DatasetReport(
+                state=DatasetState.FAILED if endpoint.fault else DatasetState.STARTING,
+                reason=endpoint.fault,
+                position=NOWHERE,
+            )
+            return DatasetStatus(settings=endpoint.settings, report=report, connected=False)
+        report = end.report()
+        if endpoint.subscriber is not None:
+            connected = endpoint.subscriber.connected
+            if not connected and report.state in {DatasetState.STREAMING, DatasetState.SYNCING, DatasetState.STARTING}:
+                report = replace(report, state=DatasetState.WAITING, reason=endpoint.subscriber.reason)
+        else:
+            connected = endpoint.publishing is not None
+            if not connected and report.state in {DatasetState.STREAMING, DatasetState.SYNCING}:
+                report = replace(report, state=DatasetState.WAITING, reason="no standby is connected")
+        return DatasetStatus(settings=endpoint.settings, report=report, connected=connected)
+
+    async def wait_replicated(self, names: tuple[str, ...], *, timeout_s: float | None) -> tuple[str, ...]:
+        """The barrier: returns what is still missing when the time is over (nothing: all is durable on the Standby)."""
+        if self.role is not Role.ACTIVE:
+            raise WrongState("cannot wait for replication", reason="this node is not the Active")
+        wanted = self._sources(names)
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self._waiters += 1
+        try:
+            missing = await asyncio.gather(*(self._wait_one(name, source, deadline) for name, source in wanted))
+        finally:
+            self._waiters -= 1
+        return tuple(text for text in missing if text)
+
+    def _sources(self, names: tuple[str, ...]) -> list[tuple[DatasetName, Source]]:
+        for name in names:
+            self._named(name)
+        chosen = [item for item in self._endpoints.values() if not names or item.settings.name in names]
+        for endpoint in chosen:
+            if endpoint.source is None:
+                raise Retryable("cannot wait for", subject=endpoint.settings.name, reason=endpoint.fault or "starting")
+        return [(item.settings.name, item.source) for item in chosen if item.source is not None]
+
+    async def _wait_one(self, name: DatasetName, source: Source, deadline: float | None) -> str:
+        try:
+            async with asyncio.timeout(None if deadline is None else max(0.0, deadline - time.monotonic())):
+                target = await source.settled()
+                while not _covers(source.report().acknowledged, target):
+                    async with self._acknowledged:
+                        with contextlib.suppress(TimeoutError):
+                            await asyncio.wait_for(self._acknowledged.wait(), 0.25)
+        except TimeoutError:
+            report = source.report()
+            return f"{name}: {report.backlog} changes not yet on the standby" + (
+                f" ({report.reason})" if report.reason else ""
+            )
+        return ""
+
+    def _named(self, name: str) -> _Endpoint:
+        endpoint = self._endpoints.get(DatasetName(name))
+        if endpoint is None:
+            known = ", ".join(self._endpoints) or "none"
+            raise ConfigFault("the command line", (f"dataset: {name!r} is not configured here; there are: {known}",))
+        return endpoint
+
+    async def resume(self, name: str, *, accept_deletes: bool) -> None:
+        """An operator releases a halted dataset."""
+        endpoint = self._named(name)
+        end = endpoint.source or endpoint.sink
+        if end is None:
+            raise WrongState("cannot resume", subject=name, reason=endpoint.fault or "it is starting")
+        await end.resume(accept_deletes=accept_deletes)
+
+    async def attach(self, name: str) -> tuple[str, ...]:
+        """Installs the capture triggers of a database now."""
+        endpoint = self._named(name)
+        if not isinstance(endpoint.source, DatabaseSource):
+            raise WrongState("cannot attach to", subject=name, reason="only a database on the Active has triggers")
+        return await endpoint.source.attach()
+
+    async def detach(self, name: str) -> tuple[str, ...]:
+        """Removes every trace of ours from one dataset, or from all; it is not replicated again until a restart."""
+        chosen = [self._named(name)] if name else list(self._endpoints.values())
+        removed: list[str] = []
+        for endpoint in chosen:
+            end = endpoint.source or endpoint.sink
+            if end is None:
+                continue
+            await self._end_tasks(endpoint)
+            removed.extend(f"{endpoint.settings.name}: {trace}" for trace in await end.detach())
+            await self._close_end(endpoint)
+            endpoint.fault = "detached: it is replicated again after a restart of the engine"
+        return tuple(removed)
+
+    async def _end_tasks(self, endpoint: _Endpoint) -> None:
+        tasks = _take_tasks(endpoint)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def describe(self) -> list[tuple[str, str]]:
+        """Names and kinds of the datasets here."""
+        return [(item.settings.name, item.settings.kind.value) for item in self._endpoints.values()]
+
+
+def _take_tasks(endpoint: _Endpoint) -> list[asyncio.Task[None]]:
+    tasks, endpoint.tasks = endpoint.tasks, []
+    if endpoint.publishing is not None:
+        tasks.append(endpoint.publishing)
+    return tasks
+
+
+def _covers(acknowledged: Position | None, target: Position) -> bool:
+    if target.sequence == 0:
+        return True
+    return acknowledged is not None and acknowledged.resumes(target) and acknowledged.sequence >= target.sequence

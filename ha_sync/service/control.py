@@ -1,0 +1,210 @@
+"""The control API: what this node's tools ask of the engine, on the unix socket (R33)."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from ha_proto.sync.v1 import control_pb2 as pb
+from ha_proto.sync.v1 import control_pb2_grpc
+from ha_sync.core.dataset import Role
+from ha_sync.core.lag import LagSummary
+from ha_sync.core.position import Epoch, Position
+from ha_sync.errors import ConfigFault, WrongState
+from ha_sync.logs.events import Event, EventLog
+from ha_sync.node import DatasetStatus, Node
+from ha_sync.pairing.keyring import Keyring
+from ha_sync.service.peer import PeerLink, PeerWatch
+from ha_sync.service.status_map import Context, streaming, unary
+
+# ruff: noqa: N802 - methods are named as in the protocol
+
+WATCH_MIN_S = 0.1
+WATCH_MAX_S = 60.0
+EVENTS_LIMIT = 1000
+FOLLOW_EVERY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What the control API looks at."""
+
+    node: Node
+    keyring: Callable[[], Keyring | None]
+    link: PeerLink
+    watch: PeerWatch
+    events: EventLog
+    began: float  # monotonic
+
+
+class ControlServicer(control_pb2_grpc.ControlServiceServicer):
+    """See the protocol for each method."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    @unary
+    async def GetStatus(self, _request: pb.GetStatusRequest, _context: Context) -> pb.Status:
+        """Everything at a glance."""
+        return self._status()
+
+    @streaming
+    async def WatchStatus(self, request: pb.WatchStatusRequest, _context: Context) -> AsyncIterator[pb.Status]:
+        """The same again and again."""
+        interval = request.interval_s or 1.0
+        _in_range("interval_s", interval, WATCH_MIN_S, WATCH_MAX_S)
+        while True:
+            yield self._status()
+            await asyncio.sleep(interval)
+
+    @unary
+    async def WaitReplicated(self, request: pb.WaitReplicatedRequest, _context: Context) -> pb.WaitReplicatedResponse:
+        """The barrier."""
+        timeout = request.timeout_s or None
+        missing = await self._parts.node.wait_replicated(tuple(request.datasets), timeout_s=timeout)
+        return pb.WaitReplicatedResponse(replicated=not missing, waiting_for=missing)
+
+    @unary
+    async def SetRole(self, request: pb.SetRoleRequest, _context: Context) -> pb.SetRoleResponse:
+        """Promotion or demotion by hand."""
+        names = {role.value: role for role in Role}
+        if request.role not in names:
+            raise ConfigFault("the call", (f"role: {request.role!r} is none of {', '.join(names)}",))
+        _in_range("epoch", request.epoch, 1, 2**63 - 1)
+        node = self._parts.node
+        finished = await node.set_role(names[request.role], Epoch(request.epoch))
+        return pb.SetRoleResponse(
+            role=request.role,
+            epoch=node.epoch,
+            finished=[
+                pb.FinishedValue(dataset=name, what=item.what, subject=item.subject, detail=item.detail)
+                for name, item in finished
+            ],
+        )
+
+    @unary
+    async def CreateToken(self, request: pb.CreateTokenRequest, _context: Context) -> pb.CreateTokenResponse:
+        """One time, short life."""
+        keyring = self._parts.keyring()
+        if keyring is None:
+            raise WrongState("cannot make a token", reason="this node is not paired", hint="`ha-sync pair init` first")
+        if self._parts.node.role is not Role.ACTIVE:
+            raise WrongState(
+                "cannot make a token", reason="this node is not the Active", hint="ask the node in service"
+            )
+        token = await asyncio.to_thread(keyring.invitations.create, keyring.identity, lifetime_s=request.lifetime_s)
+        return pb.CreateTokenResponse(token=token.text, expires=token.expires)
+
+    @unary
+    async def Resume(self, request: pb.ResumeRequest, _context: Context) -> pb.ResumeResponse:
+        """Releases a halted dataset."""
+        await self._parts.node.resume(request.dataset, accept_deletes=request.accept_deletes)
+        return pb.ResumeResponse()
+
+    @unary
+    async def Attach(self, request: pb.AttachRequest, _context: Context) -> pb.AttachResponse:
+        """Installs capture triggers now."""
+        return pb.AttachResponse(installed=await self._parts.node.attach(request.dataset))
+
+    @unary
+    async def Detach(self, request: pb.DetachRequest, _context: Context) -> pb.DetachResponse:
+        """Removes every trace of ours."""
+        return pb.DetachResponse(removed=await self._parts.node.detach(request.dataset))
+
+    @streaming
+    async def ListEvents(self, request: pb.ListEventsRequest, _context: Context) -> AsyncIterator[pb.Event]:
+        """The event log, oldest first; with ``follow`` also what comes."""
+        limit = request.limit or EVENTS_LIMIT
+        events = self._parts.events
+        last = 0
+        for event in await asyncio.to_thread(events.query, since_unix_s=request.since_unix_s, limit=limit):
+            last = max(last, event.id)
+            yield _event(event)
+        while request.follow:
+            await asyncio.sleep(FOLLOW_EVERY_S)
+            for event in await asyncio.to_thread(events.query, after_id=last, limit=limit):
+                last = max(last, event.id)
+                yield _event(event)
+
+    # ---- status
+
+    def _status(self) -> pb.Status:
+        parts = self._parts
+        keyring = parts.keyring()
+        identity = keyring.identity if keyring else None
+        peer = identity.peer if identity else None
+        role = parts.node.role
+        datasets = parts.node.datasets()
+        return pb.Status(
+            node_id=identity.node_id if identity else "",
+            cluster_id=identity.cluster_id if identity else "",
+            role=role.value if role else "starting",
+            epoch=parts.node.epoch,
+            pair="off" if identity is None else "pair" if peer else "single",
+            version=version("ha-sync"),
+            uptime_s=time.monotonic() - parts.began,
+            peer=pb.Peer(
+                node_id=peer.node_id if peer else "",
+                address=parts.link.address,
+                connected=parts.watch.connected or any(item.connected for item in datasets),
+                reason=parts.watch.reason,
+            ),
+            datasets=[_dataset(item) for item in datasets],
+            certificate_expires=_iso(identity.ends_unix_s) if identity else "",
+        )
+
+
+def _dataset(item: DatasetStatus) -> pb.Dataset:
+    report = item.report
+    return pb.Dataset(
+        name=item.settings.name,
+        kind=item.settings.kind.value,
+        method=report.method,
+        state=report.state.value,
+        reason=report.reason,
+        position=_position(report.position),
+        acknowledged=None if report.acknowledged is None else _position(report.acknowledged),
+        backlog=report.backlog,
+        consistent=report.consistent,
+        lag=None if report.lag is None else _lag(report.lag),
+        counts=dict(report.counts),
+        priority=item.settings.priority.name.lower(),
+        path=item.settings.path,
+    )
+
+
+def _position(position: Position) -> pb.PositionValue:
+    return pb.PositionValue(epoch=position.epoch, incarnation=position.incarnation.hex(), sequence=position.sequence)
+
+
+def _lag(lag: LagSummary) -> pb.Lag:
+    return pb.Lag(
+        p50_ms=_ms(lag.p50_s), p99_ms=_ms(lag.p99_s), samples=lag.samples, oldest_pending_ms=_ms(lag.oldest_pending_s)
+    )
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1000
+
+
+def _iso(unix_s: float) -> str:
+    return dt.datetime.fromtimestamp(unix_s, tz=dt.UTC).isoformat(timespec="seconds")
+
+
+def _in_range(field: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ConfigFault("the call", (f"{field}: {value} is not between {low} and {high}",))
+
+
+def _event(event: Event) -> pb.Event:
+    return pb.Event(
+        id=event.id,
+        unix_s=event.unix_s,
+        severity=event.severity,
+        what=event.what,
+        fields={key: str(value) for key, value in event.fields.items()},
+    )

@@ -1,0 +1,218 @@
+"""One engine process: the node, its two gRPC servers, its event log and its lock, composed and taken down in order.
+
+The unix socket answers as soon as the process runs, the peer port once this node belongs to a pair (which may happen
+later: `ha-sync pair init` needs no restart). Only one engine may use a state directory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from ha_proto.sync.v1 import control_pb2, control_pb2_grpc, pairing_pb2, pairing_pb2_grpc, replication_pb2
+from ha_sync.catalogue.engine import EngineState
+from ha_sync.config import Settings
+from ha_sync.core.dataset import Role
+from ha_sync.core.position import Epoch
+from ha_sync.errors import OperatorNeeded
+from ha_sync.logs.events import EventLog
+from ha_sync.node import Membership, Node
+from ha_sync.pairing.gate import Gate, Refusals
+from ha_sync.pairing.identity import Identity
+from ha_sync.pairing.identity import exists as identity_exists
+from ha_sync.pairing.keyring import Keyring
+from ha_sync.pairing.renewal import Renewer
+from ha_sync.pairing.servicer import PairingServicer
+from ha_sync.service.control import ControlServicer, Parts
+from ha_sync.service.peer import STREAM_OPTIONS, PeerLink, PeerWatch
+from ha_sync.service.replication import ReplicationServicer
+
+log = logging.getLogger(__name__)
+
+SOCKET_MODE = 0o660
+STOP_GRACE_S = 1.0
+PAIR_LOOK_S = 1.0
+"""How often an unpaired node looks whether it was paired meanwhile."""
+
+
+async def run(settings: Settings, *, role: Role, epoch: Epoch) -> None:
+    """Runs the engine until cancelled. Raises OperatorNeeded, Fenced or ConfigFault where it cannot start."""
+    with _only_one(settings.node.state_dir):
+        await _Engine(settings).run(role, epoch)
+
+
+class _Engine:
+    def __init__(self, settings: Settings) -> None:
+        node_settings = settings.node
+        self._settings = settings
+        self._began = time.monotonic()
+        self._keyring: Keyring | None = None
+        self._events = EventLog(os.path.join(node_settings.state_dir, "logs", "events.db"))
+        self._state = EngineState(os.path.join(node_settings.state_dir, "engine.db"))
+        self._link = PeerLink(lambda: self._keyring, configured=node_settings.peer)
+        self._node = Node(
+            settings,
+            state=self._state,
+            membership=self._membership,
+            dial=self._link.dial,
+            report=self._report,
+        )
+        self._watch = PeerWatch(self._node, self._link, self._report)
+
+    def _report(self, severity: str, what: str, fields: dict[str, object]) -> None:
+        self._events.append(severity, what, fields)
+
+    def _membership(self) -> Membership | None:
+        if self._keyring is None:
+            return None
+        identity = self._keyring.identity
+        return Membership(
+            cluster_id=identity.cluster_id,
+            node_id=identity.node_id,
+            peer_id=identity.peer.node_id if identity.peer else "",
+        )
+
+    async def run(self, role: Role, epoch: Epoch) -> None:
+        for notice in self._settings.notices:
+            self._report("warning", "settings accepted with a notice", {"notice": notice})
+        try:
+            async with self._control_server(), asyncio.TaskGroup() as tasks:
+                if identity_exists(self._settings.node.state_dir):
+                    await self._join_pair(tasks)
+                else:
+                    tasks.create_task(self._await_pairing(tasks))
+                await self._node.set_role(role, epoch)
+                tasks.create_task(self._watch.run())
+        finally:
+            await self._node.close()
+            self._state.close()
+            await asyncio.to_thread(self._events.close)
+
+    async def _await_pairing(self, tasks: asyncio.TaskGroup) -> None:
+        while not identity_exists(self._settings.node.state_dir):
+            await asyncio.sleep(PAIR_LOOK_S)
+        await self._join_pair(tasks)
+
+    async def _join_pair(self, tasks: asyncio.TaskGroup) -> None:
+        identity = await asyncio.to_thread(Identity.load, self._settings.node.state_dir)
+        keyring = Keyring(identity)
+        await asyncio.to_thread(self._state.promise, Epoch(identity.promised_epoch))
+        self._keyring = keyring
+        server = await self._peer_server(keyring)
+        tasks.create_task(_serve_until_cancelled(server))
+        tasks.create_task(Renewer(keyring, self._report).run())
+
+    async def _peer_server(self, keyring: Keyring) -> grpc.aio.Server:
+        gate = Gate(keyring, Refusals(self._report))
+        server = grpc.aio.server(options=(*STREAM_OPTIONS, ("grpc.so_reuseport", 0)))
+        replication = ReplicationServicer(self._node, gate, node_id=keyring.identity.node_id)
+        server.add_generic_rpc_handlers((replication.handler(),))
+        pairing_pb2_grpc.add_PairingServiceServicer_to_server(  # type: ignore[no-untyped-call]
+            PairingServicer(
+                keyring,
+                gate,
+                self._report,
+                epoch=lambda: self._node.epoch,
+                role=lambda: self._node.role or Role.STANDBY,
+            ),
+            server,
+        )
+        names = [
+            replication_pb2.DESCRIPTOR.services_by_name["ReplicationService"].full_name,
+            pairing_pb2.DESCRIPTOR.services_by_name["PairingService"].full_name,
+        ]
+        await _describe_itself(server, names)
+        listen = self._settings.node.listen
+        try:
+            port = server.add_secure_port(listen, keyring.server_credentials())
+        except RuntimeError as error:
+            raise OperatorNeeded(
+                "cannot listen on the peer port",
+                subject=listen,
+                reason="the address is not this node's, or the port is in use",
+                hint="see `ss -ltnp`, or set `listen` in [node]",
+            ) from error
+        await server.start()
+        log.info("peer port open", extra={"address": listen, "port": port})
+        return server
+
+    @contextlib.asynccontextmanager
+    async def _control_server(self) -> AsyncIterator[None]:
+        path = self._settings.node.socket_path
+        _clear_stale_socket(path)
+        server = grpc.aio.server()
+        servicer = ControlServicer(
+            Parts(
+                node=self._node,
+                keyring=lambda: self._keyring,
+                link=self._link,
+                watch=self._watch,
+                events=self._events,
+                began=self._began,
+            )
+        )
+        control_pb2_grpc.add_ControlServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
+        await _describe_itself(server, [control_pb2.DESCRIPTOR.services_by_name["ControlService"].full_name])
+        try:
+            server.add_insecure_port(f"unix:{path}")
+        except RuntimeError as error:
+            raise OperatorNeeded("cannot open the control socket", subject=path, reason=str(error)) from error
+        await server.start()
+        os.chmod(path, SOCKET_MODE)
+        try:
+            yield
+        finally:
+            await server.stop(STOP_GRACE_S)
+
+
+async def _serve_until_cancelled(server: grpc.aio.Server) -> None:
+    try:
+        await server.wait_for_termination()
+    finally:
+        await server.stop(STOP_GRACE_S)
+
+
+async def _describe_itself(server: grpc.aio.Server, names: list[str]) -> None:
+    health = HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    for name in ("", *names):
+        await health.set(name, health_pb2.HealthCheckResponse.SERVING)
+    known = (*names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(known, server)
+
+
+def _clear_stale_socket(path: str) -> None:
+    """Removes what a killed engine left; the lock on the state directory proves that it is gone."""
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError), socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+        else:
+            raise OperatorNeeded("cannot open the control socket", subject=path, reason="another engine answers there")
+
+
+@contextlib.contextmanager
+def _only_one(state_dir: str) -> Iterator[None]:
+    os.makedirs(state_dir, mode=0o700, exist_ok=True)
+    path = os.path.join(state_dir, "lock")
+    with open(path, "w", encoding="ascii") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OperatorNeeded(
+                "cannot start: another engine uses", subject=state_dir, hint="one engine for each state_dir"
+            ) from error
+        yield
