@@ -1,0 +1,48 @@
+"""Lag and exposure, without a clock."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ha_sync.core.lag import PENDING_MAX, LagLedger
+from ha_sync.core.position import Sequence
+
+
+@pytest.mark.req("R30")
+def test_lag_runs_from_notice_to_acknowledgement():
+    ledger = LagLedger()
+    ledger.noticed(Sequence(1), at=10.0)
+    ledger.noticed(Sequence(2), at=10.5)
+    assert ledger.summary(now=11.0).oldest_pending_s == 1.0
+    ledger.acknowledged(Sequence(2), at=11.0)
+    summary = ledger.summary(now=11.0)
+    assert (summary.p50_s, summary.p99_s, summary.samples) == (0.5, 1.0, 2)
+    assert summary.oldest_pending_s is None
+
+
+def test_old_samples_leave_the_window():
+    ledger = LagLedger(window_s=60)
+    ledger.noticed(Sequence(1), at=0.0)
+    ledger.acknowledged(Sequence(1), at=1.0)
+    assert ledger.summary(now=61.0).samples == 1
+    assert ledger.summary(now=61.1).samples == 0
+
+
+def test_overflow_of_pending_never_understates_the_lag():
+    ledger = LagLedger()
+    for sequence in range(1, PENDING_MAX + 3):
+        ledger.noticed(Sequence(sequence), at=float(sequence))
+    ledger.acknowledged(Sequence(PENDING_MAX + 2), at=PENDING_MAX + 2.0)
+    assert ledger.summary(now=PENDING_MAX + 2.0).oldest_pending_s is None
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), st.floats(0, 100)), max_size=60))
+def test_lag_is_never_negative_and_percentiles_are_ordered(steps):
+    ledger, clock = LagLedger(), 0.0
+    for sequence, delta in steps:
+        clock += delta
+        ledger.noticed(Sequence(sequence), at=clock)
+        ledger.acknowledged(Sequence(sequence // 2), at=clock)
+    summary = ledger.summary(now=clock)
+    if summary.p50_s is not None and summary.p99_s is not None:
+        assert 0 <= summary.p50_s <= summary.p99_s
