@@ -1,6 +1,6 @@
 """A pair of real engines on this machine: processes on 127.0.0.1, driven as an administrator would, for demo and tests.
 
-Everything lives below one directory: for each node ``<name>/data`` (what is replicated), ``<name>/state``, ``<name>/run``,
+Everything lives below one directory: for each node ``<name>/data`` (replicated), ``<name>/state``, ``<name>/run``,
 ``<name>/sync.toml`` and ``<name>/engine.log``. Nothing here knows the engine's inside: it runs ``ha-sync`` commands and
 speaks to the control socket. Ends only what it started, by pid. Blocking; seconds are monotonic.
 """

@@ -155,6 +155,7 @@ class ControlServicer(control_pb2_grpc.ControlServiceServicer):
             ),
             datasets=[_dataset(item) for item in datasets],
             certificate_expires=_iso(identity.ends_unix_s) if identity else "",
+            notices=parts.node.settings.notices,
         )
 
 
