@@ -1,0 +1,317 @@
+"""``sync.toml``: what is accepted becomes settings, what is not is told completely."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from ha_sync.config import (
+    CaptureMode,
+    Compression,
+    Hold,
+    NodeLocalRows,
+    Settings,
+    SqliteSettings,
+    TreeSettings,
+    load,
+    load_node,
+)
+from ha_sync.core.dataset import Priority
+from ha_sync.errors import ConfigFault
+
+
+def read(tmp_path: Path, text: str) -> Settings:
+    file = tmp_path / "sync.toml"
+    file.write_text(text)
+    return load(str(file))
+
+
+def faults(tmp_path: Path, text: str) -> tuple[str, ...]:
+    with pytest.raises(ConfigFault) as caught:
+        read(tmp_path, text)
+    return caught.value.faults
+
+
+def dataset(kind: str, extra: str = "", name: str = "one", path: str = "/srv/pbx/one") -> str:
+    return f'[[dataset]]\nname = "{name}"\nkind = "{kind}"\npath = "{path}"\n{extra}\n'
+
+
+def test_an_empty_file_is_the_defaults_and_says_that_nothing_is_replicated(tmp_path: Path) -> None:
+    settings = read(tmp_path, "")
+    assert settings.node.state_dir == "/var/lib/ha-sync"
+    assert settings.node.name == socket.gethostname()
+    assert settings.node.socket_path == "/run/ha-sync/sync.sock"
+    assert settings.stream.window_mib == 16
+    assert settings.datasets == ()
+    assert "nothing is replicated" in settings.notices[0]
+
+
+@pytest.mark.req("R5", "R20")
+def test_every_key_arrives(tmp_path: Path) -> None:
+    settings = read(
+        tmp_path,
+        """
+        [node]
+        name = "a"
+        state_dir = "/srv/a/state"
+        run_dir = "/srv/a/run"
+        listen = "127.0.0.2:0"
+        peer = "[fd00::2]:9527"
+        active_at = "192.168.129.53"
+        [stream]
+        compression = "never"
+        window_mib = 4
+        bulk_mib_per_s = 50
+        [[dataset]]
+        name = "astdb"
+        kind = "sqlite"
+        path = "/srv/pbx/astdb.sqlite3"
+        priority = "cdr"
+        capture = "auto"
+        pages_max_mib = 64
+        writer_busy_timeout_ms = 1000
+        live_triggers = true
+        log_entries_max = 2000000
+        node_local_tables = ["network"]
+        node_local_rows = [{ table = "astdb", where = "key = '/pbx/UUID'" }]
+        [[dataset]]
+        name = "etc"
+        kind = "tree"
+        path = "/srv/pbx/etc/"
+        priority = "config"
+        quiet_ms = 300
+        mailboxes = false
+        exclude = ["*.tmp"]
+        node_local = ["ssl/*"]
+        hold = ["outgoing/*"]
+        hold_at_promotion = "release"
+        mass_delete_percent = 80
+        trash_mib = 5
+        poll_s = 2
+        reconcile_s = 60.5
+        """,
+    )
+    assert (settings.node.listen, settings.node.peer) == ("127.0.0.2:0", "[fd00::2]:9527")
+    assert (settings.stream.compression, settings.stream.bulk_mib_per_s) == (Compression.NEVER, 50)
+    assert settings.datasets[0] == SqliteSettings(
+        name="astdb",
+        path="/srv/pbx/astdb.sqlite3",
+        priority=Priority.CDR,
+        capture=CaptureMode.AUTO,
+        pages_max_mib=64,
+        writer_busy_timeout_ms=1000,
+        live_triggers=True,
+        log_entries_max=2_000_000,
+        node_local_tables=("network",),
+        node_local_rows=(NodeLocalRows(table="astdb", where="key = '/pbx/UUID'"),),
+    )
+    assert settings.datasets[1] == TreeSettings(
+        name="etc",
+        path="/srv/pbx/etc",
+        priority=Priority.CONFIG,
+        quiet_ms=300,
+        exclude=("*.tmp",),
+        node_local=("ssl/*",),
+        hold=("outgoing/*",),
+        hold_at_promotion=Hold.RELEASE,
+        mass_delete_percent=80,
+        trash_mib=5,
+        poll_s=2.0,
+        reconcile_s=60.5,
+    )
+    assert settings.notices == ()
+
+
+@pytest.mark.req("R20")
+@pytest.mark.parametrize(
+    ("name", "kind", "priority"),
+    [
+        ("config", "sqlite", Priority.CONFIG),
+        ("config-files", "tree", Priority.CONFIG),
+        ("cdr", "tree", Priority.CDR),
+        ("voicemail", "tree", Priority.VOICEMAIL),
+        ("recordings", "tree", Priority.RECORDINGS),
+        ("anything", "sqlite", Priority.CONFIG),
+        ("anything", "tree", Priority.RECORDINGS),
+    ],
+)
+def test_the_priority_follows_from_the_name_then_from_the_kind(
+    tmp_path: Path, name: str, kind: str, priority: Priority
+) -> None:
+    assert read(tmp_path, dataset(kind, name=name)).datasets[0].priority is priority
+
+
+@pytest.mark.parametrize(
+    ("extra", "quiet_ms", "mailboxes"),
+    [
+        ('priority = "config"', 200, False),
+        ('priority = "config"\nquiet_ms = 0', 0, False),
+        ('priority = "config"\ngrowing = true', 0, False),
+        ('priority = "voicemail"', 0, True),
+        ('priority = "voicemail"\nmailboxes = false', 0, False),
+        ('priority = "recordings"', 0, False),
+    ],
+)
+def test_defaults_that_follow_from_the_priority(tmp_path: Path, extra: str, quiet_ms: int, mailboxes: bool) -> None:
+    tree = read(tmp_path, dataset("tree", extra)).datasets[0]
+    assert isinstance(tree, TreeSettings)
+    assert (tree.quiet_ms, tree.mailboxes) == (quiet_ms, mailboxes)
+
+
+def test_all_faults_are_told_together_in_the_order_of_the_file(tmp_path: Path) -> None:
+    found = faults(
+        tmp_path,
+        '[node]\nlisten = "here"\nrun_dri = "/x"\n[stream]\nwindow_mib = 0\n'
+        + dataset("tree", "quiet_ms = -5\nhold = [1]", path="relative")
+        + '[[dataset]]\nknd = "tree"\n',
+    )
+    assert [line.split(":")[0].split(" =")[0] for line in found] == [
+        "node.listen",
+        "node.run_dri",
+        "stream.window_mib",
+        "dataset[one].path",
+        "dataset[one].quiet_ms",
+        "dataset[one].hold",
+        "dataset[2].name",
+        "dataset[2].kind",
+        "dataset[2].path",
+        "dataset[2].knd",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "says"),
+    [
+        ("[nod]\n", "sync.toml.nod", 'did you mean "node"?'),
+        ("[dataset]\nname = 'x'\n", "sync.toml.dataset", "[[dataset]]"),
+        ("node = 3\n", "sync.toml.node", "[node]"),
+        ('[node]\nlisten = "1.2.3.4:70000"\n', "node.listen", "from 0 to 65535"),
+        ('[node]\nlisten = "1.2.3.400:1"\n', "node.listen", "address or a host name"),
+        ('[node]\nlisten = "fd00::1:1"\n', "node.listen", "around IPv6"),
+        ('[node]\npeer = "b:0"\n', "node.peer", "from 1 to 65535"),
+        ('[node]\nactive_at = "x\'y"\n', "node.active_at", "192.168.129.53"),
+        ('[node]\nstate_dir = "var"\n', "node.state_dir", "absolute path"),
+        ('[node]\nstate_dir = "/var/../etc"\n', "node.state_dir", '".."'),
+        (f'[node]\nrun_dir = "/{"r" * 100}"\n', "node.run_dir", "at most 97 bytes"),
+        ('[node]\nname = "a\\u001bb"\n', "node.name", "control characters"),
+        ('[stream]\ncompression = "alway"\n', "stream.compression", 'did you mean "always"?'),
+        ("[stream]\nwindow_mib = true\n", "stream.window_mib", "whole number from 1 to 256 (MiB)"),
+        ("[stream]\nwindow_mib = 1.5\n", "stream.window_mib", "whole number"),
+        ('[backup]\nfull = "0 3 * *"\n', "backup.full", "five fields"),
+        ('[backup]\nfull = "61 3 * * *"\n', "backup.full", "from 0 to 59"),
+        ('[backup]\nfull = "*/0 3 * * *"\n', "backup.full", "at least 1"),
+        ('[[storage]]\nname = "u"\npath = "/m"\nmedium = "tape"\n', "storage[1].medium", '"sd", "usb", "nas"'),
+    ],
+)
+def test_a_wrong_section_is_named_with_its_value_and_the_remedy(
+    tmp_path: Path, text: str, field: str, says: str
+) -> None:
+    (found,) = faults(tmp_path, text)
+    assert found.startswith(field)
+    assert says in found
+
+
+@pytest.mark.parametrize(
+    ("kind", "extra", "field", "says"),
+    [
+        ("sqlite", "growing = true", "growing", 'kind = "tree" only'),
+        ("tree", 'capture = "rows"', "capture", 'kind = "sqlite" only'),
+        ("tree", "node_local_rows = []", "node_local_rows", 'kind = "sqlite" only'),
+        ("sqlite", 'capture = "pages"\nlive_triggers = true', "live_triggers", "contradicts"),
+        ("sqlite", 'capture = "pages"\nlog_entries_max = 1000000', "log_entries_max", "contradicts"),
+        ("sqlite", 'capture = "rows"\npages_max_mib = 5', "pages_max_mib", "contradicts"),
+        ("sqlite", "log_entries_max = 10", "log_entries_max", "from 1000000"),
+        ("sqlite", "writer_busy_timeout_ms = -1", "writer_busy_timeout_ms", "milliseconds"),
+        ("sqlite", 'priority = "urgent"', "priority", '"config", "cdr", "voicemail", "recordings"'),
+        ("sqlite", 'node_local_tables = ["sqlite_sequence"]', "node_local_tables", "SQLite"),
+        ("sqlite", 'node_local_tables = ["a", "a"]', "node_local_tables", "twice"),
+        ("sqlite", 'node_local_rows = ["a"]', "node_local_rows", "where ="),
+        (
+            "sqlite",
+            'node_local_tables = ["T"]\nnode_local_rows = [{ table = "t", where = "a = 1" }]',
+            "node_local_rows[1].table",
+            "twice",
+        ),
+        ("tree", "growing = true\nmailboxes = true", "growing", "contradicts mailboxes"),
+        ("tree", "growing = true\nquiet_ms = 5", "quiet_ms", "contradicts growing"),
+        ("tree", 'hold_at_promotion = "keep"', "hold_at_promotion", "hold = "),
+        ("tree", 'exclude = ["a"]\nnode_local = ["a"]', "node_local", "two lists"),
+        ("tree", 'exclude = ["/a"]', "exclude", "relative"),
+        ("tree", 'exclude = ["a/../b"]', "exclude", '".."'),
+        ("tree", "mass_delete_percent = 0", "mass_delete_percent", "from 1 to 100"),
+        ("tree", "poll_s = nan", "poll_s", "from 0.1 to 3600"),
+        ("tree", "poll_s = 0", "poll_s", "from 0.1 to 3600"),
+    ],
+)
+def test_a_wrong_or_contradictory_key_of_a_dataset_is_a_fault(
+    tmp_path: Path, kind: str, extra: str, field: str, says: str
+) -> None:
+    (found,) = faults(tmp_path, dataset(kind, extra))
+    assert found.startswith(f"dataset[one].{field}")
+    assert says in found
+
+
+@pytest.mark.parametrize("name", ["", "Cdr", "a_b", "x" * 65, "a b", "../x"])
+def test_a_datasets_name_is_lower_case_digits_and_dashes(tmp_path: Path, name: str) -> None:
+    found = faults(tmp_path, dataset("tree", name=name))
+    assert found[0].startswith("dataset[1].name")
+
+
+def test_a_root_cannot_be_the_whole_file_system(tmp_path: Path) -> None:
+    assert "name a folder" in faults(tmp_path, dataset("tree", path="/"))[0]
+
+
+def test_a_path_that_linux_would_refuse_is_refused_first(tmp_path: Path) -> None:
+    assert "255 bytes" in faults(tmp_path, dataset("tree", path="/" + "n" * 256))[0]
+    assert "Linux takes 4095" in faults(tmp_path, dataset("tree", path="/" + "n/" * 2100))[0]
+
+
+def test_sections_of_parts_that_do_not_run_yet_are_told_about(tmp_path: Path) -> None:
+    settings = read(
+        tmp_path,
+        '[backup]\nfull = "0 3 * * *"\n[console]\nlisten = "127.0.0.1:8080"\n'
+        '[[storage]]\nname = "usb0"\nmedium = "usb"\npath = "/media/usb0"\n' + dataset("tree"),
+    )
+    assert [notice.split(":")[0] for notice in settings.notices] == ["backup", "storage", "console"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"a = \xff", "UTF-8"),
+        (b"[node", "not TOML"),
+        (b"a = 1\na = 2\n", "not TOML"),
+        (b"#" * (1024 * 1024 + 1), "larger than"),
+        (b"a = " + b"[" * 100_000, "not TOML"),
+    ],
+)
+def test_a_file_that_is_no_settings_file_is_refused(tmp_path: Path, content: bytes, says: str) -> None:
+    file = tmp_path / "sync.toml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigFault, match=says):
+        load(str(file))
+
+
+def test_a_file_that_is_not_there_is_a_fault_with_a_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ConfigFault, match="--config"):
+        load(str(tmp_path / "none.toml"))
+    with pytest.raises(ConfigFault, match="directory"):
+        load(str(tmp_path))
+
+
+def test_the_node_is_found_in_a_file_whose_datasets_are_wrong(tmp_path: Path) -> None:
+    file = tmp_path / "sync.toml"
+    file.write_text('[node]\nrun_dir = "/srv/run"\n' + dataset("tree", "quiet_ms = -1"))
+    assert load_node(str(file)).socket_path == "/srv/run/sync.sock"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_file_without_permission_is_a_fault(tmp_path: Path) -> None:
+    file = tmp_path / "sync.toml"
+    file.write_text("")
+    file.chmod(0)
+    with pytest.raises(ConfigFault, match="Permission"):
+        load(str(file))
