@@ -48,7 +48,7 @@ def serve(*, config: str, role_name: str, epoch: int, log_level: str) -> None:
 
 
 async def _serve(settings: Settings, role: Role, epoch: Epoch) -> None:
-    from ha_sync.node import run
+    from ha_sync.service.engine import run
 
     loop = asyncio.get_running_loop()
     async with asyncio.TaskGroup() as tasks:

@@ -63,7 +63,7 @@ class LocalNode:
 
     def command(self, *arguments: str, check: bool = True, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
         """Runs ``ha-sync`` with this node's configuration and returns what it printed."""
-        line = [sys.executable, "-m", "ha_sync.cli.main", *arguments, "--config", self.config]
+        line = [sys.executable, "-m", "ha_sync.cli", *arguments, "--config", self.config]
         done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=timeout_s)
         if check and done.returncode != 0:
             raise PairFailure(
@@ -74,7 +74,7 @@ class LocalNode:
     def serve(self, role: str, epoch: int) -> None:
         """Starts the engine and waits until its control socket answers."""
         assert self.process is None, "it runs already"
-        line = [sys.executable, "-m", "ha_sync.cli.main", "serve", "--role", role, "--epoch", str(epoch)]
+        line = [sys.executable, "-m", "ha_sync.cli", "serve", "--role", role, "--epoch", str(epoch)]
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(
                 [*line, "--config", self.config], stdin=subprocess.DEVNULL, stdout=log, stderr=log

@@ -1,0 +1,5 @@
+"""``python -m ha_sync.cli``: the same as ``ha-sync``."""
+
+from ha_sync.cli.main import main
+
+main()
