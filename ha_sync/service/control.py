@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import functools
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -26,7 +27,6 @@ from ha_sync.service.status_map import Context, streaming, unary
 WATCH_MIN_S = 0.1
 WATCH_MAX_S = 60.0
 EVENTS_LIMIT = 1000
-FOLLOW_EVERY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,13 +121,12 @@ class ControlServicer(control_pb2_grpc.ControlServiceServicer):
         limit = request.limit or EVENTS_LIMIT
         events = self._parts.events
         last = 0
-        for event in await asyncio.to_thread(events.query, since_unix_s=request.since_unix_s, limit=limit):
-            last = max(last, event.id)
+        query = functools.partial(events.query, request.since_unix_s, limit)
+        for event in await asyncio.to_thread(query):
+            last = event.id
             yield _event(event)
-        while request.follow:
-            await asyncio.sleep(FOLLOW_EVERY_S)
-            for event in await asyncio.to_thread(events.query, after_id=last, limit=limit):
-                last = max(last, event.id)
+        if request.follow:
+            async for event in events.follow(after_id=last):
                 yield _event(event)
 
     # ---- status
@@ -207,5 +206,5 @@ def _event(event: Event) -> pb.Event:
         unix_s=event.unix_s,
         severity=event.severity,
         what=event.what,
-        fields={key: str(value) for key, value in event.fields.items()},
+        fields=event.fields,
     )
