@@ -33,14 +33,21 @@ QUICK_S: Final = 30.0
 LONG_S: Final = 900.0
 """Deadline of a call that changes databases or the role."""
 
+
+class UsageFault(HaSyncError):
+    """The engine does not know what was named, e.g. a dataset: its sentence says what there is."""
+
+    exit_code = ConfigFault.exit_code
+
+
 _CLASS_OF_EXIT_CODE: Final[dict[int, type[HaSyncError]]] = {
+    UsageFault.exit_code: UsageFault,
     WrongState.exit_code: WrongState,
     RepairNeeded.exit_code: RepairNeeded,
     PeerUnreachable.exit_code: PeerUnreachable,
     Refused.exit_code: Refused,
 }
 assert Fenced.exit_code == Refused.exit_code
-assert ConfigFault.exit_code not in _CLASS_OF_EXIT_CODE
 
 
 @contextmanager

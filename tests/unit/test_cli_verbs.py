@@ -187,7 +187,14 @@ def test_wait_ends_with_4_and_says_what_is_missing(engine: FakeEngine, run: Any)
 
 @pytest.mark.parametrize(
     ("exit_code", "kind"),
-    [(1, "HaSyncError"), (3, "WrongState"), (4, "RepairNeeded"), (5, "PeerUnreachable"), (6, "Refused")],
+    [
+        (1, "HaSyncError"),
+        (2, "UsageFault"),
+        (3, "WrongState"),
+        (4, "RepairNeeded"),
+        (5, "PeerUnreachable"),
+        (6, "Refused"),
+    ],
 )
 @pytest.mark.req("R33")
 def test_a_command_ends_as_the_engine_says(engine: FakeEngine, run: Any, exit_code: int, kind: str) -> None:
