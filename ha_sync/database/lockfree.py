@@ -1,0 +1,530 @@
+"""Copies a SQLite database that another program writes, without taking any lock on it.
+
+An attempt reads the file and is *accepted* only if what was read is one committed state. Before and after the read:
+
+- nobody may hold SQLite's PENDING byte or a write lock on its SHARED range: asked with F_OFD_GETLK, which is a
+  question and takes nothing. A program writes to the file only under EXCLUSIVE, which holds one of these from before
+  its first write until after its last, also when it spilled its cache and whatever its journal mode. RESERVED alone
+  means a program that has an open transaction and has not touched the file: a patient caller still waits for it, since
+  it will soon, but a program that keeps a transaction open most of the time (astdb) must not shut us out;
+- the ``-journal`` must be absent, empty or without its magic: else a dead program left a half-written file;
+- size, inode, mtime and the change counter must be the same, and nobody may have written meanwhile: heard from the
+  kernel, event by event, by a ``WriteWitness``. Without one (no inotify left) the mtime must have been seen unchanged
+  for MTIME_GRAIN_S before the read began, since two writes within one tick of the kernel's clock bear the same mtime.
+
+A database with a write-ahead log in use is read in a read transaction, which is harmless there, closed without a
+checkpoint; when no program has it open, the file and its log are copied together and joined in our own place, because
+the first connection to a log recovers it under a lock.
+
+Danger: closing any descriptor of a file drops every POSIX lock that this process holds on it. A process that reads a
+database here must have no SQLite connection to it at that time. Sizes in bytes, times monotonic seconds. Blocking and
+not thread-safe: one reader, one thread.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import fcntl
+import os
+import struct
+import tempfile
+import time
+from dataclasses import dataclass, field
+
+import apsw
+import xxhash
+
+from ha_sync.database.header import HEADER_BYTES, Header, block_size_fits, database_block_size, parse_header
+from ha_sync.database.notice import WriteWitness
+
+HASH_BYTES = 16
+MTIME_GRAIN_S = 0.02
+READ_BYTES = 256 * 1024
+
+_PENDING = 0x40000000
+_RESERVED = _PENDING + 1
+_SHARED_FIRST = _PENDING + 2
+_SHARED_BYTES = 510
+_SHM_LIFE = 128  # the byte of -shm on which every connection to a log holds a read lock
+_JOURNAL_MAGIC_BYTES = 8
+_FLOCK = struct.Struct("@hhqqi0q")
+_FICLONE = 0x40049409
+
+
+class Refusal(enum.Enum):
+    """Why there is no copy."""
+
+    MISSING = "there is no such file"
+    UNREADABLE = "the file cannot be read"
+    EMPTY = "the file is empty"
+    NOT_A_DATABASE = "not a SQLite database, or an encrypted one"
+    TOO_LARGE = "the file is larger than pages_max_mib"
+    WRITING = "a program is writing"
+    TRANSACTION = "a program has a transaction open"
+    HOT_JOURNAL = "a journal of an interrupted transaction waits for the program"
+    UNSETTLED = "the last write is too recent"
+    CHANGED = "the file changed while it was read"
+    LOG_BUSY = "the write-ahead log cannot be read now"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected:
+    """No copy this time."""
+
+    why: Refusal
+    detail: str = ""
+    read_in_vain: bool = False  # content was read and thrown away
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unchanged:
+    """Nobody wrote since the last accepted copy; nothing was read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copy:
+    """An accepted copy: one committed state."""
+
+    size: int
+    block_size: int
+    hashes: bytes  # 16 bytes a block
+    changed: dict[int, bytes]  # blocks whose hash differs from the given ones
+    image: bytes | None  # the whole, where asked for
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int
+    header: Header
+    seconds: float  # what the attempt took
+
+
+@dataclass(frozen=True, slots=True)
+class _Signature:
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    counter: bytes
+    mode: int
+    uid: int
+    gid: int
+
+
+class _Refused(Exception):
+    def __init__(self, why: Refusal, detail: str = "", *, read: bool = False) -> None:
+        super().__init__(why.value)
+        self.why = why
+        self.detail = detail
+        self.read = read
+
+
+@dataclass(slots=True)
+class _Wanted:
+    """What an attempt shall bring, and where it goes."""
+
+    block_size: int | None
+    known: bytes
+    whole: bool
+    target_fd: int | None = None
+    hashes: list[bytes] = field(default_factory=list)
+    changed: dict[int, bytes] = field(default_factory=dict)
+    image: bytearray | None = None
+    step: int = 0
+    size: int = 0  # of what is read: with a log in use the image's, not the file's
+
+    def take(self, view: memoryview, offset: int) -> None:
+        """Hashes the blocks of ``view``, which starts on a block's border."""
+        if self.image is not None:
+            self.image[offset : offset + len(view)] = view
+        number = offset // self.step
+        known = self.known
+        for start in range(0, len(view), self.step):
+            block = view[start : start + self.step]
+            digest = xxhash.xxh3_128_digest(block)
+            self.hashes.append(digest)
+            if known[number * HASH_BYTES : (number + 1) * HASH_BYTES] != digest:
+                self.changed[number] = bytes(block)
+            number += 1
+
+
+class LockFreeReader:
+    """Keeps the file open between attempts, and remembers what it last accepted."""
+
+    def __init__(self, path: str, *, bytes_max: int | None = None, with_witness: bool = True) -> None:
+        self._path = path
+        self._bytes_max = bytes_max
+        self._with_witness = with_witness
+        self._fd = -1
+        self._witness: WriteWitness | None = None
+        self._touched = True
+        self._seen: tuple[int, int, int, float] | None = None  # inode, size, mtime and since when they are so
+        self._accepted: _Signature | None = None
+        self._buffer = bytearray(READ_BYTES)
+
+    def attempt(
+        self,
+        *,
+        block_size: int | None = None,
+        known: bytes = b"",
+        whole: bool = False,
+        patient: bool = True,
+        skip_unchanged: bool = False,
+    ) -> Copy | Rejected | Unchanged:
+        """One try. ``known`` are the hashes of what the other side has, cut by ``block_size``."""
+        began = time.monotonic()
+        wanted = _Wanted(block_size=block_size, known=known, whole=whole)
+        try:
+            return self._attempt(wanted, began, patient=patient, skip_unchanged=skip_unchanged)
+        except _Refused as refused:
+            spent = time.monotonic() - began
+            return Rejected(why=refused.why, detail=refused.detail, read_in_vain=refused.read, seconds=spent)
+
+    def snapshot_to(self, target: str, *, within_s: float, pause_s: float = 0.002) -> Copy | Rejected:
+        """Writes an accepted copy to the new file ``target``; tries until ``within_s`` have passed.
+
+        The file is complete in itself: no journal and no log belong to it.
+        """
+        deadline = time.monotonic() + within_s
+        fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        accepted = False
+        try:
+            while True:
+                late = time.monotonic() >= deadline
+                patient = time.monotonic() < deadline - within_s / 2
+                result = self._snapshot(fd, patient=patient)
+                if not isinstance(result, Rejected) or late:
+                    accepted = not isinstance(result, Rejected)
+                    return result
+                time.sleep(pause_s)
+        finally:
+            os.close(fd)
+            if not accepted:
+                os.unlink(target)
+
+    def forget(self) -> None:
+        """The last accepted copy was of no use: nothing counts as unchanged."""
+        self._accepted = None
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        if self._witness is not None:
+            self._witness.close()
+            self._witness = None
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        self._accepted = None
+        self._seen = None
+
+    # ---- one attempt ----------------------------------------------------------------------------------------------
+
+    def _snapshot(self, fd: int, *, patient: bool) -> Copy | Rejected:
+        began = time.monotonic()
+        wanted = _Wanted(block_size=None, known=b"", whole=False, target_fd=fd)
+        try:
+            os.ftruncate(fd, 0)
+            result = self._attempt(wanted, began, patient=patient, skip_unchanged=False)
+        except _Refused as refused:
+            spent = time.monotonic() - began
+            return Rejected(why=refused.why, detail=refused.detail, read_in_vain=refused.read, seconds=spent)
+        assert isinstance(result, Copy)
+        return result
+
+    def _attempt(self, wanted: _Wanted, began: float, *, patient: bool, skip_unchanged: bool) -> Copy | Unchanged:
+        before, header = self._before(patient=patient)
+        logged = header.write_ahead_log and _size_of(f"{self._path}-wal") > 0
+        if skip_unchanged and not logged and not self._touched and before == self._accepted:
+            return Unchanged()
+        self._touched = False
+        self._cut(wanted, before.size, header)
+        if logged:
+            self._read_with_log(wanted, before)
+        else:
+            self._read_plain(wanted, before, header)
+            self._accepted = before
+        status = os.fstat(self._fd)
+        return Copy(
+            size=wanted.size,
+            block_size=wanted.step,
+            hashes=b"".join(wanted.hashes),
+            changed=wanted.changed,
+            image=None if wanted.image is None else bytes(wanted.image),
+            mode=status.st_mode & 0o7777,
+            uid=status.st_uid,
+            gid=status.st_gid,
+            mtime_ns=status.st_mtime_ns,
+            header=header,
+            seconds=time.monotonic() - began,
+        )
+
+    def _cut(self, wanted: _Wanted, size: int, header: Header) -> None:
+        fits = wanted.block_size is not None and block_size_fits(
+            wanted.block_size, size=size, page_size=header.page_size
+        )
+        if fits and wanted.block_size is not None:
+            wanted.step = wanted.block_size
+        else:
+            wanted.step, wanted.known = database_block_size(size, header.page_size), b""
+        wanted.size = size
+        if wanted.whole:
+            wanted.image = bytearray(size)
+
+    def _before(self, *, patient: bool) -> tuple[_Signature, Header]:
+        self._reopen_if_replaced()
+        self._listen()
+        first = self._signature()
+        # Order matters: a program that starts after the locks were asked leaves a trace in `first` or at the end.
+        self._require_no_writer(patient=patient, read=False)
+        self._require_no_hot_journal(read=False)
+        header = parse_header(os.pread(self._fd, HEADER_BYTES, 0))
+        if first.size == 0:
+            raise _Refused(Refusal.EMPTY)
+        if header is None:
+            raise _Refused(Refusal.NOT_A_DATABASE)
+        if self._bytes_max is not None and first.size > self._bytes_max:
+            raise _Refused(Refusal.TOO_LARGE, f"{first.size / 2**20:.1f} MiB")
+        return first, header
+
+    def _after(self, before: _Signature) -> None:
+        self._require_no_writer(patient=False, read=True)
+        self._require_no_hot_journal(read=True)
+        self._listen()
+        if self._touched or self._signature() != before or self._replaced():
+            raise _Refused(Refusal.CHANGED, read=True)
+
+    def _read_plain(self, wanted: _Wanted, before: _Signature, header: Header) -> None:
+        self._require_settled(before)
+        if wanted.target_fd is not None:
+            self._pour(wanted.target_fd, before.size)
+        else:
+            self._read_blocks(self._fd, wanted, before.size)
+        if header.write_ahead_log and _size_of(f"{self._path}-wal") > 0:
+            raise _Refused(Refusal.CHANGED, "a write-ahead log appeared", read=True)
+        self._after(before)
+
+    def _read_blocks(self, fd: int, wanted: _Wanted, size: int) -> None:
+        buffer = self._buffer
+        if len(buffer) % wanted.step:
+            buffer = self._buffer = bytearray(max(READ_BYTES, wanted.step))
+        whole_view = memoryview(buffer)
+        offset = 0
+        while offset < size:
+            view = whole_view[: min(len(buffer), size - offset)]
+            _read_exactly(fd, view, offset)
+            wanted.take(view, offset)
+            offset += len(view)
+            # Asked between the pieces too: what is lost already need not be read to its end.
+            self._listen()
+            if self._touched:
+                raise _Refused(Refusal.CHANGED, read=True)
+
+    def _pour(self, target: int, size: int) -> None:
+        if _cloned(self._fd, target):
+            return
+        offset = 0
+        while offset < size:
+            done = os.copy_file_range(self._fd, target, min(4 * 1024 * 1024, size - offset), offset, offset)
+            if done == 0:
+                raise _Refused(Refusal.CHANGED, read=True)
+            offset += done
+            self._listen()
+            if self._touched:
+                raise _Refused(Refusal.CHANGED, read=True)
+
+    # ---- write-ahead log ------------------------------------------------------------------------------------------
+
+    def _read_with_log(self, wanted: _Wanted, before: _Signature) -> None:
+        self._accepted = None
+        image = self._image_in_transaction() if self._log_is_in_use() else self._image_of_abandoned_log(before)
+        if self._bytes_max is not None and len(image) > self._bytes_max:
+            raise _Refused(Refusal.TOO_LARGE, f"{len(image) / 2**20:.1f} MiB")
+        wanted.size = len(image)
+        if wanted.target_fd is not None:
+            with open(wanted.target_fd, "wb", closefd=False) as file:
+                file.write(image)
+            return
+        if wanted.image is not None:
+            wanted.image = bytearray(len(image))
+        wanted.take(memoryview(image), 0)
+
+    def _image_in_transaction(self) -> bytes:
+        try:
+            connection = apsw.Connection(self._path, flags=apsw.SQLITE_OPEN_READONLY)
+        except apsw.Error as error:
+            raise _Refused(Refusal.LOG_BUSY, str(error)) from error
+        try:
+            connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+            return _serialized(connection)
+        except (apsw.BusyError, apsw.LockedError, apsw.IOError, apsw.CantOpenError, apsw.ReadOnlyError) as error:
+            raise _Refused(Refusal.LOG_BUSY, str(error)) from error
+        except (apsw.CorruptError, apsw.NotADBError) as error:
+            raise _Refused(Refusal.NOT_A_DATABASE, str(error)) from error
+        finally:
+            connection.close()
+
+    def _image_of_abandoned_log(self, before: _Signature) -> bytes:
+        log = f"{self._path}-wal"
+        with tempfile.TemporaryDirectory(prefix="ha-sync-log-") as place:
+            own = os.path.join(place, "database")
+            log_before = _stat_or_none(log)
+            for source, target in ((self._path, own), (log, f"{own}-wal")):
+                _copy_file(source, target)
+            log_after = _stat_or_none(log)
+            same = (
+                log_before is not None
+                and log_after is not None
+                and (log_before.st_ino, log_before.st_size, log_before.st_mtime_ns)
+                == (log_after.st_ino, log_after.st_size, log_after.st_mtime_ns)
+            )
+            self._listen()
+            if not same or self._log_is_in_use() or self._touched or self._signature() != before:
+                raise _Refused(Refusal.CHANGED, read=True)
+            try:
+                connection = apsw.Connection(own)
+                try:
+                    return _serialized(connection)
+                finally:
+                    connection.close()
+            except apsw.Error as error:
+                raise _Refused(Refusal.NOT_A_DATABASE, str(error)) from error
+
+    def _log_is_in_use(self) -> bool:
+        try:
+            fd = os.open(f"{self._path}-shm", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        try:
+            # A question with a write lock: the read locks of living connections stand in its way.
+            return _holder(fd, _SHM_LIFE, 1, fcntl.F_WRLCK) is not None
+        finally:
+            os.close(fd)
+
+    # ---- what is asked --------------------------------------------------------------------------------------------
+
+    def _require_no_writer(self, *, patient: bool, read: bool) -> None:
+        for start, length in ((_PENDING, 1), (_SHARED_FIRST, _SHARED_BYTES)):
+            holder = _holder(self._fd, start, length, fcntl.F_RDLCK)
+            if holder is not None:
+                raise _Refused(Refusal.WRITING, f"process {holder}", read=read)
+        if patient:
+            holder = _holder(self._fd, _RESERVED, 1, fcntl.F_RDLCK)
+            if holder is not None:
+                raise _Refused(Refusal.TRANSACTION, f"process {holder}", read=read)
+
+    def _require_no_hot_journal(self, *, read: bool) -> None:
+        try:
+            fd = os.open(f"{self._path}-journal", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise _Refused(Refusal.UNREADABLE, f"journal: {error.strerror}", read=read) from error
+        try:
+            if os.pread(fd, _JOURNAL_MAGIC_BYTES, 0).strip(b"\x00"):
+                raise _Refused(Refusal.HOT_JOURNAL, read=read)
+        finally:
+            os.close(fd)
+
+    def _require_settled(self, before: _Signature) -> None:
+        if self._witness is not None:
+            return
+        now = time.monotonic()
+        look = (before.inode, before.size, before.mtime_ns)
+        if self._seen is None or self._seen[:3] != look:
+            self._seen = (*look, now)
+        if now - self._seen[3] < MTIME_GRAIN_S:
+            raise _Refused(Refusal.UNSETTLED)
+
+    def _listen(self) -> None:
+        if self._witness is not None and self._witness.heard():
+            self._touched = True
+
+    def _signature(self) -> _Signature:
+        status = os.fstat(self._fd)
+        counter = os.pread(self._fd, 4, 24)
+        place = (status.st_dev, status.st_ino)
+        owner = (status.st_mode, status.st_uid, status.st_gid)
+        return _Signature(*place, status.st_size, status.st_mtime_ns, counter, *owner)
+
+    def _replaced(self) -> bool:
+        named = _stat_or_none(self._path)
+        mine = os.fstat(self._fd)
+        return named is None or (named.st_dev, named.st_ino) != (mine.st_dev, mine.st_ino)
+
+    def _reopen_if_replaced(self) -> None:
+        if self._fd >= 0 and not self._replaced():
+            return
+        self.close()
+        try:
+            # Non-blocking: a named pipe in its place would hold the thread for ever.
+            self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError as error:
+            raise _Refused(Refusal.MISSING) from error
+        except OSError as error:
+            raise _Refused(Refusal.UNREADABLE, error.strerror or str(error)) from error
+        if not os.path.isfile(self._path):
+            self.close()
+            raise _Refused(Refusal.NOT_A_DATABASE, "not a regular file")
+        self._touched = True
+        if self._with_witness:
+            try:
+                self._witness = WriteWitness(self._fd)
+            except OSError:
+                self._witness = None  # the mtime rule protects instead
+
+
+def _serialized(connection: apsw.Connection) -> bytes:
+    connection.execute("BEGIN")
+    try:
+        connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+        return connection.serialize("main")
+    finally:
+        connection.execute("COMMIT")
+
+
+def _holder(fd: int, start: int, length: int, kind: int) -> int | None:
+    """The process whose lock stands in the way of ``kind`` (-1 where the kernel cannot say)."""
+    request = _FLOCK.pack(kind, os.SEEK_SET, start, length, 0)
+    answer = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, request))
+    return None if answer[0] == fcntl.F_UNLCK else int(answer[4])
+
+
+def _read_exactly(fd: int, view: memoryview, offset: int) -> None:
+    filled = 0
+    while filled < len(view):
+        got = os.preadv(fd, [view[filled:]], offset + filled)
+        if got == 0:
+            raise _Refused(Refusal.CHANGED, read=True)
+        filled += got
+
+
+def _size_of(path: str) -> int:
+    status = _stat_or_none(path)
+    return 0 if status is None else status.st_size
+
+
+def _stat_or_none(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except OSError:
+        return None
+
+
+def _cloned(source: int, target: int) -> bool:
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+    except OSError:
+        return False
+    return True
+
+
+def _copy_file(source: str, target: str) -> None:
+    try:
+        with open(source, "rb") as original, open(target, "wb") as own:
+            while piece := original.read(READ_BYTES):
+                own.write(piece)
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.EACCES, errno.EPERM}:
+            raise _Refused(Refusal.CHANGED, error.strerror or "") from error
+        raise

@@ -1,0 +1,310 @@
+"""A database captured as pages on one side arrives on the other: whole, verified, resumable."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from ha_sync.apply.pages import PagesSink
+from ha_sync.capture.pages import PagesSource
+from ha_sync.core.dataset import DatasetState
+from ha_sync.core.position import Answer, Epoch
+from tests.support.pages_pipe import Events, astdb, flowing, put, rows_of, settings_of, uuid_rows
+
+
+class Pair:
+    def __init__(self, folder: Path, **changes: object) -> None:
+        self.active = folder / "a" / "astdb.sqlite3"
+        self.standby = folder / "b" / "astdb.sqlite3"
+        self.active.parent.mkdir(exist_ok=True)
+        self.standby.parent.mkdir(exist_ok=True)
+        self.folder = folder
+        self.changes = changes
+        self.events = Events()
+
+    def source(self) -> PagesSource:
+        settings = settings_of(self.active, **self.changes)
+        return PagesSource(settings, state_path=self.folder / "source.json", report=self.events)
+
+    def sink(self) -> PagesSink:
+        settings = settings_of(self.standby, **self.changes)
+        return PagesSink(settings, state_path=self.folder / "sink.json", report=self.events)
+
+    @contextlib.asynccontextmanager
+    async def opened(self, epoch: int = 2) -> AsyncIterator[tuple[PagesSource, PagesSink]]:
+        source, sink = self.source(), self.sink()
+        await source.open(Epoch(epoch))
+        await sink.open(Epoch(epoch), active_at="127.0.0.1")
+        try:
+            yield source, sink
+        finally:
+            await sink.close()
+            await source.close()
+
+    def same(self) -> bool:
+        return self.active.read_bytes() == self.standby.read_bytes()
+
+
+def overwrite(path: Path, data: bytes, *, at: int) -> None:
+    with open(path, "r+b") as file:
+        file.seek(at)
+        file.write(data)
+
+
+@pytest.mark.req("R20", "R22")
+@pytest.mark.parametrize("mode", ["DELETE", "TRUNCATE", "PERSIST", "MEMORY"])
+async def test_every_commit_arrives_and_the_files_are_equal(tmp_path: Path, mode: str) -> None:
+    pair = Pair(tmp_path)
+    astdb(pair.active, {"a": "1"})
+    async with pair.opened() as (source, sink), flowing(source, sink) as pipe:
+        await pipe.caught_up()
+        with contextlib.closing(sqlite3.connect(pair.active)) as db:
+            db.execute(f"PRAGMA journal_mode={mode}")
+            for number in range(5):
+                put(db, {"a": str(number), f"k{number}": "x" * 5000})
+                await pipe.caught_up()
+                assert rows_of(pair.standby)["a"] == str(number)
+        assert pair.same()
+        assert source.report().state is DatasetState.STREAMING
+        assert source.report().backlog == 0
+
+
+@pytest.mark.req("R22")
+async def test_an_uncommitted_transaction_never_arrives_and_does_not_hold_up_what_was_committed(tmp_path: Path) -> None:
+    pair = Pair(tmp_path)
+    astdb(pair.active, {"a": "1"})
+    async with pair.opened() as (source, sink), flowing(source, sink) as pipe:
+        with contextlib.closing(sqlite3.connect(pair.active)) as db:
+            put(db, {"a": "2"})
+            db.execute("INSERT INTO astdb VALUES('open', '1')")
+            await pipe.caught_up()
+            assert rows_of(pair.standby) == {"a": "2"}
+
+
+@pytest.mark.req("R22")
+async def test_a_write_ahead_log_in_use_is_read_without_a_checkpoint(tmp_path: Path) -> None:
+    pair = Pair(tmp_path)
+    astdb(pair.active, {"a": "1"}, journal_mode="WAL")
+    async with pair.opened() as (source, sink), flowing(source, sink) as pipe:
+        with contextlib.closing(sqlite3.connect(pair.active)) as db:
+            db.execute("PRAGMA wal_autocheckpoint=0")
+            main_before = pair.active.read_bytes()
+            for number in range(3):
+                put(db, {"a": str(number)})
+                await pipe.caught_up()
+                assert rows_of(pair.standby) == {"a": str(number)}
+            assert pair.active.read_bytes() == main_before
+            assert source.report().method == "pages: write-ahead log"
+
+
+@pytest.mark.req("R22")
+async def test_a_log_that_a_dead_program_left_is_read_without_recovering_it(tmp_path: Path) -> None:
+    pair = Pair(tmp_path)
+    program = (
+        "import sqlite3,os,sys; db=sqlite3.connect(sys.argv[1]); db.execute('PRAGMA journal_mode=WAL');"
+        "db.execute('CREATE TABLE astdb(key PRIMARY KEY, value)'); db.execute(\"INSERT INTO astdb VALUES('a','1')\");"
+        "db.commit(); os._exit(0)"
+    )
+    dead = await asyncio.create_subprocess_exec(sys.executable, "-c", program, str(pair.active))
+    assert await dead.wait() == 0
+    before = {name: (pair.active.parent / name).read_bytes() for name in os.listdir(pair.active.parent)}
+    async with pair.opened() as (source, sink), flowing(source, sink) as pipe:
+        await pipe.caught_up()
+        assert rows_of(pair.standby) == {"a": "1"}
+    assert {name: (pair.active.parent / name).read_bytes() for name in os.listdir(pair.active.parent)} == before
+
+
+@pytest.mark.req("R22")
+async def test_only_the_blocks_that_differ_travel(tmp_path: Path) -> None:
+    pair = Pair(tmp_path)
+    astdb(pair.active, {f"key{n}": "v" * 500 for n in range(4000)})
+    async with pair.opened() as (source, sink), flowing(source, sink) as pipe:
+        await pipe.caught_up()
+        first = pipe.payload_bytes
+        assert first > 1_500_000
+        with contextlib.closing(sqlite3.connect(pair.active)) as db:
+            put(db, {"key7": "w" * 500})
+        await pipe.caught_up()
+        assert pair.same()
+        assert pipe.payload_bytes - first <= 5 * 4096
+
+
+@pytest.mark.req("R22")
+async def test_a_restart_of_both_resumes_and_sends_nothing_again(tmp_path: Path) -> None:
+    pair = Pair(tmp_path)
+    astdb(pair.active, {f"key{n}": "v" * 500 for n in range(100)})
+    async with pair.opened() as (source, sink), flowing(source, sink) as pipe:
+        await pipe.caught_up()
+    async with pair.opened() as (source, sink), flowing(source, sink) as pipe:
+        with contextlib.closing(sqlite3.connect(pair.active)) as db:
+            put(db, {"key7": "w"})
+        await pipe.caught_up()
+        assert pipe.answers == [Answer.RESUME]
+        assert pipe.payload_bytes <= 4 * 4096
+        assert pair.same()
+
+
+@pytest.mark.req("R22")
+async def test_a_new_epoch_compares_and_sends_only_what_differs(tmp_path: Path) -> None:
+    pair = Pair(tmp_path)
+    astdb(pair.active, {f"key{n}": "v" * 500 for n in range(1000)})
+    async with pair.opened() as (source, sink), flowing(source, sink) as pipe:
+        await pipe.caught_up()
+    async with pair.opened(epoch=4) as (source, sink), flowing(source, sink) as pipe:
+        await pipe.caught_up()
+        assert pipe.answers == [Answer.COMPARE]
+        assert pipe.payload_bytes == 0
+        assert sink.applied.epoch == 4
+
+
+@pytest.mark.req("R26")
+async def test_node_local_rows_are_the_nodes_own_again_after_promotion(tmp_path: Path) -> None:
+    pair = Pair(tmp_path, node_local_rows=uuid_rows())
+    astdb(pair.active, {"/pbx/UUID": "active", "a": "1"})
+    astdb(pair.standby, {"/pbx/UUID": "standby", "old": "1"})
+    pair.active.chmod(0o640)
+    async with pair.opened() as (source, sink), flowing(source, sink) as pipe:
+        await pipe.caught_up()
+        assert pair.same()
+        assert pair.standby.stat().st_mode & 0o777 == 0o440
+    async with pair.opened() as (_, sink):
+        finished = await sink.promote()
+    assert [f.what for f in finished] == ["node-local rows put back"]
+    assert rows_of(pair.standby) == {"/pbx/UUID": "standby", "a": "1"}
+    assert pair.standby.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.req("R26")
+async def test_the_other_nodes_local_rows_go_where_this_node_never_had_its_own(tmp_path: Path) -> None:
+    pair = Pair(tmp_path, node_local_rows=uuid_rows())
+    astdb(pair.active, {"/pbx/UUID": "active", "a": "1"})
+    async with pair.opened() as (source, sink):
+        async with flowing(source, sink) as pipe:
+            await pipe.caught_up()
+        await sink.promote()
+    assert rows_of(pair.standby) == {"a": "1"}
+
+
+async def test_a_tampered_copy_is_told_and_fetched_anew(tmp_path: Path) -> None:
+    pair = Pair(tmp_path)
+    astdb(pair.active, {"a": "1"})
+    async with pair.opened() as (source, sink), flowing(source, sink) as pipe:
+        await pipe.caught_up()
+        overwrite(pair.standby, b"vandal", at=5000)
+        await pipe.until(pair.same)
+        assert "copy of a database was tampered with: it is fetched anew" in pair.events.whats()
+
+
+async def test_a_copy_that_was_changed_while_the_engine_was_down_is_mended(tmp_path: Path) -> None:
+    pair = Pair(tmp_path)
+    astdb(pair.active, {"a": "1"})
+    async with pair.opened() as (source, sink), flowing(source, sink) as pipe:
+        await pipe.caught_up()
+    overwrite(pair.standby, b"vandal", at=5000)
+    async with pair.opened() as (source, sink), flowing(source, sink) as pipe:
+        await pipe.caught_up()
+        assert pair.same()
+
+
+@pytest.mark.req("R25")
+async def test_a_copy_that_a_program_has_open_is_not_replaced_under_it(tmp_path: Path) -> None:
+    pair = Pair(tmp_path)
+    astdb(pair.active, {"a": "1"})
+    async with pair.opened() as (source, sink), flowing(source, sink) as pipe:
+        await pipe.caught_up()
+        inode = pair.standby.stat().st_ino
+        program = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            "import sys; f=open(sys.argv[1],'rb'); print('open',flush=True); sys.stdin.read()",
+            str(pair.standby),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert program.stdout is not None
+        assert program.stdin is not None
+        await program.stdout.readline()
+        with contextlib.closing(sqlite3.connect(pair.active)) as db:
+            put(db, {"a": "2"})
+        await pipe.until(lambda: sink.report().state is DatasetState.WAITING)
+        assert f"(pid {program.pid})" in sink.report().reason
+        assert pair.standby.stat().st_ino == inode
+        program.stdin.close()
+        await program.wait()
+        await pipe.caught_up()
+        assert rows_of(pair.standby) == {"a": "2"}
+
+
+async def test_a_database_that_comes_later_is_captured_by_itself(tmp_path: Path) -> None:
+    pair = Pair(tmp_path)
+    async with pair.opened() as (source, sink), flowing(source, sink) as pipe:
+        await pipe.until(lambda: source.report().reason == "there is no such file")
+        assert source.report().state is DatasetState.WAITING
+        astdb(pair.active, {"a": "1"})
+        await pipe.until(pair.standby.exists)
+        await pipe.caught_up()
+        assert pair.same()
+
+
+@pytest.mark.parametrize(
+    ("content", "state", "word"),
+    [
+        (b"", DatasetState.WAITING, "empty"),
+        (os.urandom(8192), DatasetState.FAILED, "not a SQLite database"),
+    ],
+)
+async def test_what_is_no_database_is_said_and_never_shipped(
+    tmp_path: Path, content: bytes, state: DatasetState, word: str
+) -> None:
+    pair = Pair(tmp_path)
+    pair.active.write_bytes(content)
+    async with pair.opened() as (source, sink), flowing(source, sink) as pipe:
+        await pipe.until(lambda: word in source.report().reason)
+        assert source.report().state is state
+        pair.active.unlink()
+        astdb(pair.active, {"a": "1"})
+        await pipe.until(pair.standby.exists)
+        await pipe.caught_up()
+        assert source.report().state is DatasetState.STREAMING
+
+
+async def test_a_damaged_database_is_not_shipped_over_a_good_copy(tmp_path: Path) -> None:
+    pair = Pair(tmp_path)
+    astdb(pair.active, {f"key{n}": "v" * 50 for n in range(1000)})
+    good = pair.active.read_bytes()
+    async with pair.opened() as (source, sink), flowing(source, sink) as pipe:
+        await pipe.caught_up()
+        overwrite(pair.active, os.urandom(4096), at=4096)
+        await pipe.until(lambda: source.report().state is DatasetState.FAILED)
+        assert "damaged" in source.report().reason
+        assert pair.standby.read_bytes() == good
+
+
+async def test_a_database_that_is_too_large_is_degraded_with_the_remedy(tmp_path: Path) -> None:
+    pair = Pair(tmp_path, pages_max_mib=1)
+    astdb(pair.active, {f"key{n}": "v" * 1000 for n in range(2000)})
+    async with pair.opened() as (source, sink), flowing(source, sink) as pipe:
+        await pipe.until(lambda: source.report().state is DatasetState.DEGRADED)
+        assert "pages_max_mib" in source.report().reason
+        assert not pair.standby.exists()
+
+
+@pytest.mark.req("R22")
+async def test_a_need_brings_the_whole_file(tmp_path: Path) -> None:
+    pair = Pair(tmp_path)
+    astdb(pair.active, {f"key{n}": "v" * 500 for n in range(100)})
+    async with pair.opened() as (source, sink), flowing(source, sink) as pipe:
+        await pipe.caught_up()
+        before = pipe.payload_bytes
+        assert pipe._session is not None
+        pipe._session.need((b"",))
+        await pipe.until(lambda: pipe.payload_bytes - before >= pair.active.stat().st_size)
+        assert pair.same()
