@@ -34,6 +34,11 @@ class Gate:
         self._queue: list[_Waiter] = []
         self._order = itertools.count()
 
+    @property
+    def used(self) -> int:
+        """Bytes under way in all streams."""
+        return self._used
+
     async def enter(self, size: int, priority: int) -> None:
         """Returns when ``size`` bytes may be sent; the caller gives them back with ``leave``."""
         if not self._queue and self._fits(size, priority):

@@ -134,7 +134,7 @@ class Subscriber:
         """For ever, until cancelled."""
         pause = RETRY_MIN_S
         while True:
-            began = time.monotonic()
+            applied = self._sink.applied
             floor = RETRY_MIN_S
             try:
                 await self._stream_once()
@@ -144,8 +144,8 @@ class Subscriber:
                 floor = OPERATOR_RETRY_S
             except HaSyncError as error:
                 self._disconnected(error.sentence())
-            lasted = time.monotonic() - began
-            pause = max(floor, RETRY_MIN_S if lasted > RETRY_MAX_S else min(2 * pause, RETRY_MAX_S))
+            got_on = self._sink.applied != applied   # a connection that brought nothing is not tried at once again
+            pause = max(floor, RETRY_MIN_S if got_on else min(2 * pause, RETRY_MAX_S))
             await asyncio.sleep(pause)
 
     def _disconnected(self, reason: str) -> None:

@@ -42,9 +42,14 @@ def test_a_failed_transaction_leaves_nothing(catalogue):
     position = Position(epoch=Epoch(3), incarnation=Incarnation(bytes(16)), sequence=Sequence(9))
     with catalogue.transaction(durable=True):
         catalogue.put_position("applied", position)
-    with pytest.raises(ZeroDivisionError), catalogue.transaction(durable=True):
-        catalogue.put("applied", "rubbish")
-        _ = 1 / 0
+
+    def fail() -> None:
+        with catalogue.transaction(durable=True):
+            catalogue.put("applied", "rubbish")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert catalogue.position("applied") == position
 
 
