@@ -50,7 +50,7 @@ class Wire:
         if not self.up:
             raise PeerUnreachable("cannot reach", subject="the wire", reason="it is cut")
         self.connections += 1
-        ends = _Ends()
+        ends = self.ends = _Ends()
         self.serving = asyncio.create_task(self._serve(ends))
         self.serving.add_done_callback(lambda _task: ends.closed.set())
         try:
@@ -73,7 +73,9 @@ class Wire:
         await publisher.serve(first.subscribe, ends.messages())
 
     def cut(self) -> None:
+        """What is on the wire is lost."""
         if self.serving is not None:
+            self.ends.closed.set()
             self.serving.cancel()
 
     def subscriber(self, sink: MemorySink, epochs: MemoryEpochs) -> Subscriber:
@@ -103,7 +105,7 @@ class _Ends:
         closing = asyncio.ensure_future(self.closed.wait())
         try:
             await asyncio.wait({getting, closing}, return_when=asyncio.FIRST_COMPLETED)
-            if getting.done():
+            if getting.done() and not self.closed.is_set():
                 return getting.result()
             raise PeerUnreachable("lost the active", reason="the wire was cut")
         finally:
