@@ -214,6 +214,8 @@ class EventLog:
             self._lose(batch, failed)
         except sqlite3.DatabaseError as damaged:
             self._write_anew(batch, damaged)
+        except Exception as failed:  # noqa: BLE001 - whatever it is: the writer must not die, nor the engine with it
+            self._lose(batch, failed)
 
     def _write_anew(self, batch: list[_Pending], damaged: sqlite3.DatabaseError) -> None:
         try:

@@ -16,6 +16,9 @@ from pathlib import Path
 CLOCK_SLACK_S = 3600.0
 """A clock may step back by so much (NTP, a person) and still be believed."""
 
+WRITTEN_UNIX_S = 1767225600.0
+"""2026-01-01: this program is younger than that, so a clock before it is wrong."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
@@ -38,7 +41,12 @@ def read_clock() -> Moment:
 
 def is_plausible(*, unix_s: float, newest_unix_s: float) -> bool:
     """Whether a wall clock can be right, given the newest time that was ever stored."""
-    return unix_s >= newest_unix_s - CLOCK_SLACK_S
+    return unix_s >= max(newest_unix_s, WRITTEN_UNIX_S) - CLOCK_SLACK_S
+
+
+def believable(*, unix_s: float, newest_unix_s: float) -> float:
+    """The clock, or the newest time that it must have passed: a certificate's life never counts from 1970."""
+    return max(unix_s, newest_unix_s, WRITTEN_UNIX_S)
 
 
 def iso_utc(unix_s: float) -> str:

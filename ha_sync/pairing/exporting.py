@@ -1,9 +1,9 @@
 """What a joiner would lose, and its copy: ``<state_dir>/before-join-<UTC>.tar.zst``.
 
-Every dataset is a folder of the archive. Databases are copied through SQLite (its backup call, so journals are taken
-into account and row ids stay); they must not be open in any program, whose pid is named otherwise. A file that calls
-itself a database and is none goes in as it is, with its companions. The archive is read back and compared by hash,
-member by member, before it gets its name. Blocking.
+Every dataset is a folder of the archive. A database must not be open in any program, whose pid is named otherwise; it
+is copied with its journals, and SQLite takes those into the copy, so that nothing here changes the original. A file
+that calls itself a database and is none goes in as it is, with its journals. The archive is read back and compared by
+hash, member by member, before it gets its name. Blocking.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import contextlib
 import datetime as dt
 import hashlib
 import os
+import shutil
 import stat
 import tarfile
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO, cast
+from urllib.parse import quote
 
 import apsw
 import zstandard
@@ -28,7 +30,8 @@ from ha_sync.pairing import durable
 from ha_sync.pairing.clock import read_clock
 
 PIECE_BYTES = 1 << 20
-COMPANIONS = ("-wal", "-journal", "-shm")
+JOURNALS = ("-wal", "-journal")
+COMPANIONS = (*JOURNALS, "-shm")
 OWN_PREFIX = ".ha-sync"  # markers and temporary names of this program are no business data
 
 
@@ -87,8 +90,13 @@ def _holds(dataset: DatasetSettings) -> bool:
 
 
 def _has_rows(path: str) -> bool:
+    if any(_size(path + companion) for companion in JOURNALS):
+        return True  # what stands in a journal is not looked for: something does
+    uri = f"file:{quote(os.path.abspath(path))}?immutable=1"  # takes no lock, rolls nothing back, writes nothing
     try:
-        with _database(path) as connection:
+        with contextlib.closing(
+            apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+        ) as connection:
             names = connection.execute(
                 "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' "
                 "AND name NOT LIKE '\\_ha\\_%' ESCAPE '\\'"
@@ -98,6 +106,13 @@ def _has_rows(path: str) -> bool:
             )
     except apsw.Error:
         return True  # encrypted, damaged, of a virtual table that is not known here: data, as far as we can tell
+
+
+def _size(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except FileNotFoundError:
+        return 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -199,40 +214,28 @@ def _add_tree(archive: _Archive, dataset: TreeSettings) -> None:
 
 
 def _add_database(archive: _Archive, dataset: SqliteSettings, scratch: str) -> None:
-    name = os.path.join(dataset.name, os.path.basename(dataset.path))
+    base = os.path.basename(dataset.path)
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".exporting-") as room:
-        copy = os.path.join(room, "copy")
-        try:
-            with (
-                _database(dataset.path) as source,
-                contextlib.closing(apsw.Connection(copy)) as target,
-                target.backup("main", source, "main") as backup,
-            ):
-                while not backup.done:
-                    backup.step(-1)
-        except apsw.Error:
-            _add_raw(archive, dataset.path, name)
-            return
-        archive.add(copy, name)
+        copy = os.path.join(room, base)
+        shutil.copy2(dataset.path, copy)
+        for journal in JOURNALS:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copy2(dataset.path + journal, copy + journal)
+        source = copy if _recovered(copy) else dataset.path
+        for ending in ("", *JOURNALS):
+            if os.path.lexists(source + ending):
+                archive.add(source + ending, os.path.join(dataset.name, base) + ending)
 
 
-def _add_raw(archive: _Archive, path: str, name: str) -> None:
-    archive.add(path, name)
-    for companion in COMPANIONS:
-        if os.path.lexists(path + companion):
-            archive.add(path + companion, name + companion)
-
-
-@contextlib.contextmanager
-def _database(path: str) -> Iterator[apsw.Connection]:
-    """Nobody else has it open. Writable, since a journal that a crash left must be rolled back to read it."""
-    connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
+def _recovered(copy: str) -> bool:
+    """Lets SQLite take the journals of a copy into the file. False: it is no database that SQLite can read."""
     try:
-        connection.set_busy_timeout(2000)
-        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-        yield connection
-    finally:
-        connection.close()
+        with contextlib.closing(apsw.Connection(copy, flags=apsw.SQLITE_OPEN_READWRITE)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+    except apsw.Error:
+        return False
+    return True
 
 
 def _tree_objects(root: str) -> Iterator[str]:

@@ -27,7 +27,7 @@ from cryptography import x509
 from ha_sync.errors import OperatorNeeded, Refused, WrongState
 from ha_sync.pairing import certificates, durable
 from ha_sync.pairing.certificates import LIFETIME_S, Key, Member, NotOurs
-from ha_sync.pairing.clock import read_clock
+from ha_sync.pairing.clock import believable, read_clock
 
 FORMAT = 1
 STATION_TYPES = ("", "primary", "secondary")
@@ -149,7 +149,7 @@ def init_cluster(
             authority_name=authority.subject,
             public_key=key.public_key(),
             member=member,
-            ends_unix_s=now + lifetime_s,
+            ends_unix_s=believable(unix_s=now, newest_unix_s=0.0) + lifetime_s,
         ),
         key=key,
         heartbeat_key=os.urandom(HEARTBEAT_KEY_BYTES),

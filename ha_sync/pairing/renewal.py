@@ -27,7 +27,8 @@ from ha_sync.pairing.identity import Identity
 from ha_sync.pairing.keyring import Keyring
 from ha_sync.pairing.servicer import issue
 
-LOOK_EVERY_S = 3600.0
+LOOK_EVERY_S = 60.0  # the clock may be set at any time, and nothing tells
+STORE_EVERY_S = 3600.0
 RETRY_S = 60.0
 RENEW_TIMEOUT_S = 20.0
 
@@ -79,7 +80,7 @@ class Renewer:
         self._trouble = ""
 
     async def run(self) -> None:
-        """Looks hourly, and when something is due."""
+        """Looks every minute, and when something is due."""
         while True:
             await asyncio.sleep(await self.look())
 
@@ -157,7 +158,7 @@ async def ask_over(channel: grpc.aio.Channel, request: bytes) -> bytes:
 
 
 def _seen_at(identity: Identity, now: float) -> Identity:
-    if now < identity.newest_unix_s + LOOK_EVERY_S:
+    if now < identity.newest_unix_s + STORE_EVERY_S:
         return identity  # nothing to store: at most one write an hour
     return dataclasses.replace(identity, newest_unix_s=now)
 

@@ -23,6 +23,7 @@ from ha_sync.core.position import Epoch
 from ha_sync.errors import HaSyncError, Refused, WrongState
 from ha_sync.pairing import certificates
 from ha_sync.pairing.certificates import Member, NotOurs
+from ha_sync.pairing.clock import believable
 from ha_sync.pairing.gate import Gate, peer_address, presented
 from ha_sync.pairing.identity import STATION_TYPES, Identity, Peer, with_revoked
 from ha_sync.pairing.invitations import Invitation, Use
@@ -158,8 +159,7 @@ def issue(identity: Identity, key: certificates.PublicKey, member: Member, now_u
     """Signs a certificate of the usual life. Raises ``Refused`` where this node has no authority key."""
     if identity.authority_key is None:
         raise Refused("cannot sign a certificate", reason="this node has no ca.key", hint="the other node has it")
-    # Not before the newest time known: a clock that went back would give a life that is over already.
-    begins = max(now_unix_s, identity.newest_unix_s)
+    begins = believable(unix_s=now_unix_s, newest_unix_s=identity.newest_unix_s)
     return certificates.make_certificate(
         authority_key=identity.authority_key,
         authority_name=identity.authority.subject,
