@@ -26,7 +26,7 @@ HANDSHAKE_S_MAX = 30.0
 LINE_MAX = 1 << 16
 _INFORMATIVE = re.compile(rb"^I\d{4} .*\.cc:\d+\] ")  # lines of the core that only GRPC_VERBOSITY=info brings
 _WARNS_OF_INFO = b"Log level INFO is not suitable for production"
-_REFUSED = re.compile(rb"Handshake failed with error .*?(?:OPENSSL_internal:)?([A-Z_]+)(?:: (.*))?$")
+_REFUSED = re.compile(rb"Handshake failed with error (.*)$")
 _MEANING = {
     "certificate has expired": "its certificate has expired, by this node's clock",
     "unable to get local issuer certificate": "its certificate was not given by this pair: a stranger, or a dead token",
@@ -103,12 +103,13 @@ class HandshakeWitness:
     def _line(self, line: bytes) -> None:
         refused = _REFUSED.search(line)
         if refused is not None:
-            self._tell(*(part.decode(errors="replace") if part else "" for part in refused.groups()))
+            self._tell(refused[1].decode(errors="replace"))
         elif not _INFORMATIVE.match(line) and _WARNS_OF_INFO not in line:
             self._write(line + b"\n")
 
-    def _tell(self, code: str, text: str) -> None:
-        reason = _MEANING.get(text) or _MEANING.get(code) or f"TLS: {code} {text}".strip()
+    def _tell(self, text: str) -> None:
+        known = (meaning for sign, meaning in _MEANING.items() if sign in text)
+        reason = next(known, f"TLS: {text.rpartition('OPENSSL_internal:')[2]}")
         suspects = self._suspects()
         if suspects:  # else it was a handshake of this process' own, as a client: the dialer tells of it
             self._refusals.tell(peer=suspects, reason=reason, attempted="TLS handshake")
