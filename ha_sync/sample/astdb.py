@@ -1,12 +1,12 @@
 """``astdb.sqlite3`` as Asterisk's main/db.c handles it, through the system's SQLite library and not through Python's.
 
-Faithful in what makes it fragile: statements prepared **once** with the
-legacy ``sqlite3_prepare``, so that a schema change kills them until a restart; no busy timeout, so that any lock of
-another process at the wrong moment loses what was already answered with success; a thread that commits at most once
-a second; always inside a transaction, so that one read leaves a SHARED lock behind.
+Faithful in what makes it fragile: statements prepared **once** with the legacy ``sqlite3_prepare``, so that a schema
+change kills them until a restart; no busy timeout, so that any lock of another process at the wrong moment loses what
+was already answered with success; a thread that commits at most once a second; always inside a transaction, so that
+one read leaves a SHARED lock behind.
 
-``put`` and ``delete`` answer at once; the ledger hears of them when their transaction is committed. ``/pbx/UUID`` is the
-node's own. Safe from several threads: one lock, as there.
+``put`` and ``delete`` answer at once; the ledger hears of them when their transaction is committed. ``/pbx/UUID`` is
+the node's own. Safe from several threads: one lock, as there.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def _check_folder(path: str, folder: Folder, found: Counter[str], tally: Tally) 
     states = [Counter(state) for _, state in folder.states]
     at_least = settled[-1] if settled else -1
     # A message that a later state no longer has may be gone already.
-    required = states[at_least] if settled else Counter[str]()
+    required = Counter(states[at_least] if settled else ())  # a copy: it is narrowed down
     for later in states[at_least + 1 :]:
         required &= later
     absent = required - found

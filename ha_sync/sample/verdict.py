@@ -65,7 +65,7 @@ class Tally:
 
     def judge(self, kind: str, what: str, versions: list[Version], here: str | None, *, in_doubt: bool = False) -> None:
         """``here`` is what the copy holds of a thing with these versions. ``in_doubt``: any content may be there."""
-        acknowledged = [n for n, version in enumerate(versions) if version.since_s <= self.until_s]
+        acknowledged = [n for n, v in enumerate(versions) if v.since_s <= self.until_s and not v.doubtful]
         fits = [n for n, version in enumerate(versions) if version.digest == here]
         at_least, last = acknowledged[-1], fits[-1] if fits else -1
         if in_doubt and here is not ABSENT and last < at_least:
