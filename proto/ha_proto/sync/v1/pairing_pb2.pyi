@@ -32,7 +32,7 @@ class JoinRequest(_message.Message):
     protocol: _builtins.int
     token_id: _builtins.str
     token_proof: _builtins.bytes
-    """keyed hash over the request with the token's secret; never the secret itself"""
+    """ECDSA over the other fields by the key derived from the token; never the secret itself"""
     certificate_request: _builtins.bytes
     """PKCS#10, DER"""
     node_id: _builtins.str
