@@ -38,8 +38,6 @@ def serve(*, config: str, role_name: str, epoch: int, log_level: str) -> None:
     """Run the replication engine of this node."""
     settings = load(config)
     log_to_stderr(log_level)
-    for notice in settings.notices:
-        log.warning("settings accepted with a notice", extra={"notice": notice})
     try:
         asyncio.run(_serve(settings, Role(role_name), Epoch(epoch)))
     except BaseExceptionGroup as group:

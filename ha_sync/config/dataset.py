@@ -52,7 +52,7 @@ def parse_dataset(number: int, values: dict[str, object], faults: Faults) -> Dat
         table.fault("kind", 'is missing: "sqlite" or "tree"')
     # Both are tried for an unknown kind, so that the faults of the rest are told in the same run.
     kind = table.choice("kind", Kind.SQLITE, Kind)
-    known = values.get("kind") in {member.value for member in Kind}
+    known = values.get("kind") in [member.value for member in Kind]  # a list: the value may be unhashable
     check_path = place.tree_root if kind is Kind.TREE else place.absolute_path
     path = table.required_text("path", "where the database or folder is", check_path)
     path = os.path.normpath(path) if path else ""
@@ -117,7 +117,9 @@ def _node_local_rows(table: Table, whole_tables: tuple[str, ...]) -> tuple[NodeL
     for number, values in enumerate(table.tables("node_local_rows", example, most=LIST_MAX), start=1):
         entry = table.entry(f"node_local_rows[{number}]", values)
         name = entry.required_text("table", "the table whose rows they are", _table_name_problem)
-        where = entry.required_text("where", "which rows, as SQL over the table's columns", where_problem)
+        where = entry.required_text(
+            "where", "which rows, as SQL over the table's columns", where_problem, many_lines=True
+        )
         entry.finish()
         if name.lower() in taken:
             entry.fault("table", "stands there twice: join the clauses with OR, or keep the whole table node-local")

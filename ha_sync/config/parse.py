@@ -34,8 +34,13 @@ MEDIA = ("sd", "usb", "nas")
 
 def load(path: str) -> Settings:
     """Everything in the file; raises ``ConfigFault`` with all faults."""
+    return settings_of(_read(path), source=path)
+
+
+def settings_of(values: dict[str, object], *, source: str) -> Settings:
+    """The same of what TOML gave; ``source`` names it in the fault."""
     faults = Faults()
-    top = Table("sync.toml", _read(path), faults)
+    top = Table("sync.toml", values, faults)
     node = _node(top, faults)
     stream = _stream(top, faults)
     datasets = _datasets(top, faults)
@@ -43,7 +48,7 @@ def load(path: str) -> Settings:
     top.finish()
     check_overlaps(node, datasets, faults)
     if faults:
-        raise ConfigFault(path, faults.lines())
+        raise ConfigFault(source, faults.lines())
     if not datasets:
         notices = (*notices, "no [[dataset]] is defined: nothing is replicated")
     return Settings(node=node, stream=stream, datasets=datasets, notices=notices)
@@ -73,7 +78,7 @@ def _read(path: str) -> dict[str, object]:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigFault(path, (f"line {line} is not UTF-8: save the file as UTF-8",)) from error
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of 5000 digits is no TOMLDecodeError
         raise ConfigFault(path, (f"is not TOML: {_toml_reason(error)}",)) from error
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import TypeVar
@@ -76,9 +75,12 @@ class Table:
     def fault(self, key: str, remedy: str) -> None:
         """Says what is wrong with a key's value."""
         value = f" = {shown(self._values[key])}" if key in self._values else ""
-        self._faults.add(f"{self.where}.{key}{value}: {remedy}")
+        name = key if key.isprintable() else shown(key)
+        self._faults.add(f"{self.where}.{name}{value}: {remedy}")
 
-    def text(self, key: str, default: str, check: Callable[[str], str] | None = None) -> str:
+    def text(
+        self, key: str, default: str, check: Callable[[str], str] | None = None, *, many_lines: bool = False
+    ) -> str:
         """A string; ``check`` returns what is wrong with it, or an empty string."""
         value = self.raw(key)
         if value is None:
@@ -86,16 +88,19 @@ class Table:
         if not isinstance(value, str):
             self.fault(key, "must be a string in quotes")
             return default
-        if problem := _text_problem(value) or (check(value) if check else ""):
+        unfit = _text_problem(value, allowed="\n\t" if many_lines else "")
+        if problem := unfit or (check(value) if check else ""):
             self.fault(key, problem)
             return default
         return value
 
-    def required_text(self, key: str, why: str, check: Callable[[str], str] | None = None) -> str:
+    def required_text(
+        self, key: str, why: str, check: Callable[[str], str] | None = None, *, many_lines: bool = False
+    ) -> str:
         """A string that must be there; an empty one is returned where it is missing or wrong."""
         if not self.has(key):
             self.fault(key, f"is missing: {why}")
-        return self.text(key, "", check)
+        return self.text(key, "", check, many_lines=many_lines)
 
     def flag(self, key: str, *, default: bool) -> bool:
         """``true`` or ``false``."""
@@ -122,7 +127,7 @@ class Table:
         value = self.raw(key)
         if value is None:
             return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or not _within(value, low, high):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             self.fault(key, f"must be a number from {low:g} to {high:g} ({unit})")
             return default
         return float(value)
@@ -194,12 +199,9 @@ class Table:
                 self.fault(key, "unknown key" + _meant(key, self._known))
 
 
-def _text_problem(text: str) -> str:
-    return "must not contain control characters" if any(ord(char) < 32 or ord(char) == 127 for char in text) else ""
-
-
-def _within(value: float, low: float, high: float) -> bool:
-    return math.isfinite(value) and low <= value <= high
+def _text_problem(text: str, *, allowed: str = "") -> str:
+    unfit = any((ord(char) < 32 or ord(char) == 127) and char not in allowed for char in text)
+    return "must not contain control characters" if unfit else ""
 
 
 def _meant(value: Value, names: Mapping[str, object] | list[str]) -> str:

@@ -155,7 +155,7 @@ def test_serve_tells_the_service_manager_and_stops_in_order(
             finally:
                 process.kill()
     assert (process.returncode, out) == (0, "closed standby 7\n")
-    assert "settings accepted with a notice notice='backup:" in err
+    assert err.rstrip().endswith("ha_sync.cli.serve: stopping")
 
 
 def test_serve_ends_with_the_engines_own_error_not_with_a_group(tmp_path: Path, run_dir: Path) -> None:

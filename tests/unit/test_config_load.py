@@ -243,6 +243,7 @@ def test_a_wrong_section_is_named_with_its_value_and_the_remedy(
         ("tree", 'exclude = ["a/../b"]', "exclude", '".."'),
         ("tree", "mass_delete_percent = 0", "mass_delete_percent", "from 1 to 100"),
         ("tree", "poll_s = nan", "poll_s", "from 0.1 to 3600"),
+        ("tree", "poll_s = 1" + "0" * 400, "poll_s", "from 0.1 to 3600"),
         ("tree", "poll_s = 0", "poll_s", "from 0.1 to 3600"),
     ],
 )
@@ -286,6 +287,7 @@ def test_sections_of_parts_that_do_not_run_yet_are_told_about(tmp_path: Path) ->
         (b"a = 1\na = 2\n", "not TOML"),
         (b"#" * (1024 * 1024 + 1), "larger than"),
         (b"a = " + b"[" * 100_000, "not TOML"),
+        (b"a = " + b"9" * 5000, "not TOML"),
     ],
 )
 def test_a_file_that_is_no_settings_file_is_refused(tmp_path: Path, content: bytes, says: str) -> None:

@@ -17,6 +17,7 @@ from ha_sync.config.where import where_problem
         '"order" = 1 AND [c d] > 2',
         "length(name) > 3 -- a comment\n",
         "data = x'00ff'",
+        "a = 1\n  OR b = 2",
     ],
 )
 def test_a_clause_over_the_tables_columns_is_taken(clause: str) -> None:
@@ -44,6 +45,7 @@ def test_a_clause_over_the_tables_columns_is_taken(clause: str) -> None:
         ("t2.a = 1", "name columns alone"),
         ("NEW.a = 1", "name columns alone"),
         ("a = 1 ORDER BY a", "ORDER"),
+        ("a = '\0'", "unrecognized token"),
         ("a" * 5000, "longer"),
         (" AND ".join(f"c{number} = 1" for number in range(200)), "more than 128 columns"),
     ],
