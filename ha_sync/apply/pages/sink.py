@@ -433,7 +433,7 @@ class PagesSink:
             self._stirred.clear()
             if self._notice is not None and not self._notice.alive:
                 stale, self._notice = self._notice, None
-                await self._work(stale.stop)
+                stale.stop()
             if self._notice is None:
                 await self._listen()
             if await self._work(self._is_tampered):
@@ -464,28 +464,21 @@ class PagesSink:
         return True
 
     async def _listen(self) -> None:
-        loop = asyncio.get_running_loop()
         main = os.fsencode(self._place.name)
         names = frozenset({main, main + b"-journal", main + b"-wal"})
-
-        def heard(name: bytes, mask: int, at: float) -> None:  # noqa: ARG001 - the listener's shape
-            opened = mask == LOST or bool(mask & OPENED)
-            changed = mask == LOST or bool(mask & ~OPENED)
-            with contextlib.suppress(RuntimeError):  # the loop is closing
-                loop.call_soon_threadsafe(self._on_heard, opened and name in {main, b""}, changed)
-
-        notice = FolderNotice(self._place.folder, names, heard, mask=CHANGES_AND_OPENS)
+        notice = FolderNotice(self._place.folder, names, self._on_heard, mask=CHANGES_AND_OPENS)
         try:
             await self._work(notice.start)
         except OSError:
-            self._suspect = True  # without notices every publication asks /proc
-            return
+            return  # without notices every publication asks /proc, and the guard's tick looks at the file
         self._notice = notice
+        self._suspect = True
+        notice.hear()
 
-    def _on_heard(self, opened: bool, changed: bool) -> None:
-        if opened:
+    def _on_heard(self, name: bytes, mask: int, at: float) -> None:  # noqa: ARG002 - the listener's shape
+        if mask == LOST or (mask & OPENED and name == os.fsencode(self._place.name)):
             self._suspect = True
-        if changed:
+        if mask == LOST or mask & ~OPENED:
             self._stirred.set()
 
     async def _stop_guard(self) -> None:
@@ -496,7 +489,7 @@ class PagesSink:
                 await guard
         notice, self._notice = self._notice, None
         if notice is not None:
-            await self._work(notice.stop)
+            notice.stop()
 
     # ---- carrying out ---------------------------------------------------------------------------------------------
 

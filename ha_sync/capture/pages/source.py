@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -68,6 +68,7 @@ class PagesSource:
         self._pace = Pace()
         self._looking = asyncio.Lock()
         self._storing: set[asyncio.Task[None]] = set()
+        self._polls = False  # no notices: the tick looks
         self._ticker: asyncio.Task[None] | None = None
         self._event = asyncio.Event()  # something was heard: look again
         self._dirty_since: float | None = None
@@ -159,9 +160,10 @@ class PagesSource:
         notice, self._notice = self._notice, None
         journal = self._opened()
 
+        if notice is not None:
+            notice.stop()
+
         def end() -> None:
-            if notice is not None:
-                notice.stop()
             self._reader.close()
             journal.close()
 
@@ -264,9 +266,10 @@ class PagesSource:
         patient = self._pace.patient(now=now)
         found: Copy | Rejected | Unchanged | None = None
         try:
-            found = await self.work(
-                lambda: self._look(base, patient=patient, check=check, skip_unchanged=skip_unchanged)
-            )
+            with self._deaf():
+                found = await self.work(
+                    lambda: self._look(base, patient=patient, check=check, skip_unchanged=skip_unchanged)
+                )
         finally:
             # Refused or cancelled: the change is still to be captured, and as old as it was.
             if found is None or isinstance(found, Rejected):
@@ -313,11 +316,8 @@ class PagesSource:
         state, reason = self._state()
         if state in {DatasetState.DEGRADED, DatasetState.FAILED} and self._alarm != state.name:
             self._alarm = state.name
-            self._report_event(
-                "error" if state is DatasetState.FAILED else "warning",
-                "database cannot be captured as pages",
-                {"dataset": self._settings.name, "reason": reason},
-            )
+            severity = "error" if state is DatasetState.FAILED else "warning"
+            self._tell(severity, "database cannot be captured as pages", reason=reason)
 
     def _on_unchanged(self) -> None:
         self._refused = None
@@ -338,11 +338,13 @@ class PagesSource:
     def _end_alarm(self) -> None:
         if self._alarm:
             self._alarm = ""
-            self._report_event("info", "database is captured again", {"dataset": self._settings.name})
+            self._tell("info", "database is captured again")
 
     async def _await_moment(self) -> None:
         """Waits until a look is affordable, and, where it takes long, until a commit has just ended."""
-        await asyncio.sleep(self._pace.rest_s(now=time.monotonic()))
+        if (rest := self._pace.rest_s(now=time.monotonic())) > 0:
+            with self._deaf():
+                await asyncio.sleep(rest)
         wait = self._pace.hint_wait_s(now=time.monotonic())
         if wait > 0:
             deadline = time.monotonic() + wait
@@ -398,29 +400,24 @@ class PagesSource:
     async def _listen(self) -> None:
         folder, name = os.path.split(self._path)
         names = frozenset(os.fsencode(name + end) for end in ("", "-journal", "-wal"))
-        loop = asyncio.get_running_loop()
-        main = os.fsencode(name)
-
-        def heard(which: bytes, mask: int, at: float) -> None:
-            wrote = mask == LOST or which == main or not which.endswith(b"-journal")
-            # The journal's disappearance, or its change where it is kept, ends a commit.
-            ended = which != main and bool(mask & (VANISHED | MODIFY))
-            with contextlib.suppress(RuntimeError):  # the loop is closing
-                loop.call_soon_threadsafe(self._on_heard, wrote, ended, at)
-
-        notice = FolderNotice(folder, names, heard)
+        notice = FolderNotice(folder, names, self._on_heard)
         try:
             await self.work(notice.start)
         except OSError as error:
-            self._report_event(
-                "warning",
-                "changes of a database are polled",
-                {"dataset": self._settings.name, "reason": str(error)},
-            )
+            if not self._polls:
+                self._tell("warning", "changes of a database are polled", reason=str(error))
+            self._polls = True
             return
+        self._polls = False
         self._notice = notice
+        notice.hear()
 
-    def _on_heard(self, wrote: bool, ended: bool, at: float) -> None:
+    def _on_heard(self, which: bytes, mask: int, at: float) -> None:
+        journal = which.endswith(b"-journal")
+        wrote = mask == LOST or not journal
+        # The journal's disappearance, or its change where it is kept, ends a commit. One that was heard late is no
+        # hint: the next commit may have begun.
+        ended = bool(mask & (VANISHED | MODIFY)) and (journal or which.endswith(b"-wal"))
         if ended:
             self._pace.commit_ended = at
         if wrote and self._dirty_since is None:
@@ -428,17 +425,31 @@ class PagesSource:
         if wrote or ended:
             self._event.set()
 
+    @contextlib.contextmanager
+    def _deaf(self) -> Iterator[None]:
+        """While a look is certain anyway, the program's writes need not wake us."""
+        if self._notice is not None:
+            self._notice.pause()
+        try:
+            yield
+        finally:
+            if self._notice is not None and self._notice.alive:
+                self._notice.hear()
+
     async def _tick(self) -> None:
         """Backs up the notices, and begins to listen again when the directory has come (back)."""
         while True:
             await asyncio.sleep(SLOW_TICK_S if self._notice is not None else 1.0)
             if self._notice is not None and not self._notice.alive:
                 stale, self._notice = self._notice, None
-                await self.work(stale.stop)
+                stale.stop()
             if self._notice is None and await self.work(lambda: os.path.isdir(os.path.dirname(self._path))):
                 await self._listen()
             self._dirty_since = self._dirty_since or time.monotonic()
             self._event.set()
+
+    def _tell(self, severity: str, what: str, **fields: object) -> None:
+        self._report_event(severity, what, {"dataset": self._settings.name, "path": self._path, **fields})
 
     def _opened(self) -> Journal:
         assert self._journal is not None, "not open"
