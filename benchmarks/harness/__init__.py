@@ -1,0 +1,1 @@
+"""What all benchmarks share: results, places and pairs, meters of processes, writers and observers."""

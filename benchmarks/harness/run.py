@@ -1,0 +1,153 @@
+"""One run of a benchmark: its command line, its place on the disk, its pairs, its figures.
+
+Every engine that a run starts is ended by it, and its peak memory is kept; everything on the disk lies below one new
+directory (TMPDIR decides where) that is removed at the end. All traffic stays on 127.0.0.1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from benchmarks.harness import result
+from benchmarks.harness.processes import CpuMeter, peak_mib
+from benchmarks.harness.result import Figure, Result
+from ha_sync.sample.pair import LocalNode, LocalPair, Place
+
+DRAIN_S = 600.0
+
+
+class BenchFailure(Exception):
+    """The thing that was to be measured did not happen: no figure is better than a wrong one."""
+
+
+class Run:
+    """What a benchmark's ``measure`` is given."""
+
+    def __init__(self, name: str, directory: str, *, quick: bool) -> None:
+        self.name = name
+        self.quick = quick
+        self.directory = directory
+        self.figures: dict[str, Figure] = {}
+        self.commands: list[str] = []
+        self.programs: list[str] = []
+        self.peaks_mib: dict[str, float] = {"active": 0.0, "standby": 0.0}
+        self._begun = time.monotonic()
+        self._pairs = 0
+
+    def say(self, text: str) -> None:
+        """Progress, on standard error."""
+        print(f"[{time.monotonic() - self._begun:6.1f} s] {text}", file=sys.stderr, flush=True)
+
+    def place(self, name: str) -> str:
+        """A new directory of the run."""
+        path = os.path.join(self.directory, name)
+        os.makedirs(path)
+        return path
+
+    @contextlib.contextmanager
+    def pair(self, toml_for: Callable[[Place], str]) -> Iterator[LocalPair]:
+        """Two nodes that are not started yet; ended at the end, their peak memory kept."""
+        self._pairs += 1
+        with LocalPair(self.place(f"pair-{self._pairs}"), toml_for) as pair:
+            yield pair
+            self.note_peak(pair.a, "active")
+            self.note_peak(pair.b, "standby")
+
+    def note_peak(self, node: LocalNode, role: str) -> float:
+        """Keeps the peak of a node that runs; returns it."""
+        if node.process is None:
+            return 0.0
+        peak = peak_mib(node.process.pid)
+        self.peaks_mib[role] = max(self.peaks_mib[role], peak)
+        return peak
+
+    def result(self) -> Result:
+        """After ``measure``."""
+        for role, peak in self.peaks_mib.items():
+            if peak:
+                self.figures[f"rss_mib_{role}"] = result.median([peak], "MiB")
+        return Result(
+            name=self.name,
+            machine=result.machine(self.directory),
+            versions=result.versions(*self.programs),
+            commands=[f"scripts/bench {self.name}{' --quick' if self.quick else ''}", *self.commands],
+            figures=self.figures,
+        )
+
+
+def main(name: str, measure: Callable[[Run], None], arguments: Sequence[str] | None = None) -> int:
+    """The command line of a benchmark; 0 when it measured, whatever the figures are."""
+    parser = argparse.ArgumentParser(prog=f"scripts/bench {name}", description=measure.__doc__)
+    parser.add_argument("--quick", action="store_true", help="less data, under 60 seconds")
+    parser.add_argument("--json", metavar="FILE", help="where the result goes as JSON; - for standard output")
+    given = parser.parse_args(arguments)
+    directory = tempfile.mkdtemp(prefix="ha-sync-bench-")
+    try:
+        run = Run(name, directory, quick=given.quick)
+        machine = result.machine(directory)
+        measure(run)
+        made = run.result()
+        made.machine["load_before"] = machine["load_before"]
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    show(made, given.json)
+    return 0
+
+
+def show(made: Result, destination: str | None) -> None:
+    """The table for people; the JSON where it was asked for."""
+    print(made.table(), file=sys.stderr if destination == "-" else sys.stdout)
+    if destination is None:
+        return
+    text = json.dumps(made.as_json(), indent=2) + "\n"
+    if destination == "-":
+        sys.stdout.write(text)
+        return
+    with open(destination, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def toml_of(place: Place, *datasets: Mapping[str, object]) -> str:
+    """A node's ``sync.toml``; ``path`` of a dataset is relative to the node's data, unless it is absolute."""
+    node = {
+        "name": place.name,
+        "state_dir": place.state_dir,
+        "run_dir": place.run_dir,
+        "listen": place.listen,
+        "peer": place.peer,
+    }
+    lines = ["[node]", *(f"{key} = {json.dumps(value)}" for key, value in node.items()), ""]
+    for dataset in datasets:
+        whole = {**dataset, "path": os.path.join(place.root, str(dataset["path"]))}
+        lines += ["[[dataset]]", *(f"{key} = {json.dumps(value)}" for key, value in whole.items()), ""]
+    return "\n".join(lines)
+
+
+def drain(node: LocalNode, *, timeout_s: float = DRAIN_S) -> float:
+    """Waits until all that the Active has is durable on the Standby; returns when that was (monotonic)."""
+    missing = node.wait_replicated(timeout_s=timeout_s)
+    ended = time.monotonic()
+    if missing:
+        raise BenchFailure(f"not replicated after {timeout_s:g} s: {'; '.join(missing)}\n{node.log_tail()}")
+    return ended
+
+
+def meters(pair: LocalPair) -> tuple[CpuMeter, CpuMeter]:
+    """Of the Active and of the Standby, counting from now."""
+    assert pair.a.process is not None
+    assert pair.b.process is not None
+    return CpuMeter(pair.a.process.pid), CpuMeter(pair.b.process.pid)
+
+
+def lag_ms(node: LocalNode, name: str) -> tuple[float, float]:
+    """p50 and p99 as the Active itself says them."""
+    lag = node.dataset(name).lag
+    return lag.p50_ms, lag.p99_ms
