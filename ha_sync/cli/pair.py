@@ -110,9 +110,18 @@ def join(
         mac=mac_of(split_address(mine)[0]),
         has_business_data=lambda: exporting.holding(settings.datasets),
         discard_local_data=discard_local_data,
-        exporter=lambda: exporting.export(settings.datasets, node.state_dir),
+        exporter=lambda: _export(settings),
     )
     _tell_joined(joined, as_json=as_json)
+
+
+def _export(settings: Settings) -> str:
+    """Said at once and on standard error: the join may still fail."""
+    from ha_sync.pairing.exporting import export
+
+    path = export(settings.datasets, settings.node.state_dir)
+    click.echo(f"this node's own data was saved to {path}", err=True)
+    return path
 
 
 def _tell_joined(joined: object, *, as_json: bool) -> None:
@@ -133,8 +142,6 @@ def _tell_joined(joined: object, *, as_json: bool) -> None:
             }
         )
         return
-    if joined.exported_to:
-        click.echo(f"this node's own data was saved to {joined.exported_to}")
     click.echo(f"this is now node {identity.node_name} ({identity.node_id}) of the pair {identity.cluster_id}")
     click.echo(f"its peer is {identity.peer.node_id} at {identity.peer.address}")
 

@@ -29,7 +29,6 @@ from ha_sync.pairing.onetime import Token, bootstrap_certificate, decode, prove
 from ha_sync.pairing.requests import PROTOCOL, signed_parts
 
 JOIN_TIMEOUT_S = 20.0
-_PENDING = "joining"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +67,8 @@ def join(
     ``has_business_data`` names the datasets that hold something; ``exporter`` saves them and returns the file's path.
     Raises ``WrongState`` (paired already), ``Refused`` (token, data, the other node), ``PeerUnreachable``.
     """
+    if identities.exists(state_dir):
+        durable.remove_directory(_pending(state_dir))  # left by a join that was killed at its very end
     identities.refuse_existing(state_dir)
     identities.check_station_type(station_type)
     invited = decode(token)
@@ -87,7 +88,7 @@ def join(
     response = _ask(invited, applicant, request, timeout_s)
     identity = _identity(state_dir, applicant, request, response, invited)
     identities.create(identity)
-    durable.remove_directory(os.path.dirname(applicant.directory))
+    durable.remove_directory(_pending(state_dir))
     return Joined(identity=identity, exported_to=exported_to)
 
 
@@ -105,7 +106,7 @@ def _save_data(holding: tuple[str, ...], discard: bool, exporter: Callable[[], s
 
 def _applicant(state_dir: str, token_id: str) -> Applicant:
     """The same for every attempt with one token."""
-    pending = os.path.join(os.path.abspath(state_dir), _PENDING)
+    pending = _pending(state_dir)
     directory = os.path.join(pending, token_id)
     if not os.path.isdir(directory):
         durable.make_private_directory(pending)
@@ -240,6 +241,10 @@ def _check(
     wanted = Member(cluster_id=token.cluster_id, node_id=applicant.node_id)
     if certificates.member_of(certificate) != wanted:
         raise NotOurs("the certificate is for another node")
+
+
+def _pending(state_dir: str) -> str:
+    return os.path.join(os.path.abspath(state_dir), "joining")
 
 
 def _content(directory: str, name: str) -> bytes:

@@ -3,13 +3,14 @@
 gRPC gives such a connection no handler and no status; its core writes one line to standard error, without the peer's
 address. So: descriptor 2 becomes a pipe, a thread passes everything on to the true standard error, and the core's line
 becomes an event. The address comes from the kernel's table of connections, read before each handshake: whoever arrived
-lately and was never let in. Where several are under way the entry names them all. Only for the engine's process, before
-it makes its first gRPC server (the core reads GRPC_VERBOSITY then). Linux.
+lately and was never let in. Where several are under way the entry names them all. Only for the engine's own process:
+``install`` before it makes anything of gRPC (the core reads GRPC_VERBOSITY once), ``watch`` when it is paired. Linux.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import socket
@@ -24,6 +25,8 @@ from ha_sync.pairing.keyring import Keyring
 ARRIVALS_MAX = 256  # overflow: the oldest is forgotten; its refusal may be ascribed to another
 HANDSHAKE_S_MAX = 30.0
 LINE_MAX = 1 << 16
+PIPE_BYTES = 1 << 20  # what any user may set (pipe(7))
+PASS_ON_S = 2.0
 _INFORMATIVE = re.compile(rb"^I\d{4} .*\.cc:\d+\] ")  # lines of the core that only GRPC_VERBOSITY=info brings
 _WARNS_OF_INFO = b"Log level INFO is not suitable for production"
 _REFUSED = re.compile(rb"Handshake failed with error (.*)$")
@@ -39,7 +42,7 @@ _MEANING = {
 
 
 class HandshakeWitness:
-    """Watches one peer port. ``install`` before the server is made, ``remove`` at the end."""
+    """Watches one peer port: ``install``, ``watch``, and ``remove`` at the end."""
 
     def __init__(self, refusals: Refusals, *, port: int) -> None:
         self._refusals = refusals
@@ -50,25 +53,31 @@ class HandshakeWitness:
         self._true_stderr = -1
         self._thread: threading.Thread | None = None
 
-    def install(self, keyring: Keyring, gate: Gate) -> None:
-        """Takes over standard error and begins to watch."""
+    def install(self) -> None:
+        """Takes over standard error."""
         assert self._thread is None, "installed twice"
         os.environ["GRPC_VERBOSITY"] = "info"
         self._true_stderr = os.dup(2)
         reading, writing = os.pipe()
+        # A thread of the core that holds the interpreter's lock and waits for room here would wait for ever.
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         os.dup2(writing, 2)
         os.close(writing)
         self._thread = threading.Thread(target=self._pass_on, args=(reading,), name="stderr-witness", daemon=True)
         self._thread.start()
+
+    def watch(self, keyring: Keyring, gate: Gate) -> None:
+        """Begins to note who arrives at the peer port and who is let in."""
         keyring.on_connection(self.arrived)
         gate.on_let_in(self.let_in)
 
     def remove(self) -> None:
-        """Gives standard error back. Blocking until what was written has been passed on."""
+        """Gives standard error back. Blocks until what was written has been passed on, for a bounded time."""
         if self._thread is not None:
             os.dup2(self._true_stderr, 2)  # the pipe's last writing end closes here: the thread comes to its end
-            self._thread.join()
-            os.close(self._true_stderr)
+            self._thread.join(PASS_ON_S)  # a child that is still running may hold the pipe: let it
+            if not self._thread.is_alive():
+                os.close(self._true_stderr)
             self._thread = None
 
     def arrived(self) -> None:

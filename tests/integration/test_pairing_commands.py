@@ -108,6 +108,7 @@ async def test_a_token_made_without_an_engine_is_good_when_it_runs(tmp_path: Pat
         joined = await asyncio.to_thread(_pair, "join", told, "--config", second, "--discard-local-data", "--json")
         assert joined.returncode == 0, joined.stderr
         shown = json.loads(joined.stdout)
+        assert f"saved to {shown['exported_to']}" in joined.stderr
         assert shown["epoch"] == 42
         assert os.path.basename(shown["exported_to"]) in os.listdir(tmp_path / "second" / "state")
         assert (shown["node_name"], shown["peer"]["node_id"]) == ("second", port.keyring.identity.node_id)

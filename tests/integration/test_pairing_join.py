@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import os
 import stat
+import sys
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from ha_sync.pairing import certificates, joining
 from ha_sync.pairing.certificates import Member
 from ha_sync.pairing.diagnosis import diagnose
 from ha_sync.pairing.identity import Identity, init_cluster, store_certificate, with_revoked
+from ha_sync.pairing.joining import Joined
 from ha_sync.pairing.keyring import CHANNEL_OPTIONS, channel_credentials
 from ha_sync.pairing.onetime import bootstrap_certificate, decode, encode, new_token
 from ha_sync.pairing.renewal import Renewer, ask_over
@@ -408,3 +410,89 @@ async def _is_refused(address: str, caller: Identity, why: str) -> None:
         await call(address, channel_credentials(caller))
     assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
     assert why in str(refused.value.details())
+
+
+async def test_of_two_joiners_with_one_token_exactly_one_gets_in(first: Identity, tmp_path: Path) -> None:
+    async with serving(first) as port:
+        token = port.token()
+        outcomes = await asyncio.gather(
+            *(asyncio.to_thread(join_as, token, str(tmp_path / name)) for name in ("second", "third", "fourth")),
+            return_exceptions=True,
+        )
+        joined = [outcome for outcome in outcomes if isinstance(outcome, Joined)]
+        assert len(joined) == 1
+        assert all("used already" in str(outcome) for outcome in outcomes if not isinstance(outcome, Joined))
+        assert await call(port.address, channel_credentials(joined[0].identity)) == b"welcome"
+
+
+async def test_an_inviter_killed_after_burning_the_token_gives_the_answer_later(
+    first: Identity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(first) as port:
+        token = port.token()
+
+        def crash(_change: object) -> Identity:
+            raise KilledError
+
+        monkeypatch.setattr(port.keyring, "change_facts", crash)
+        with pytest.raises(PeerUnreachable):
+            await asyncio.to_thread(join_as, token, str(tmp_path / "second"))
+        assert Identity.load(str(tmp_path / "first")).peer is None
+    async with serving(Identity.load(str(tmp_path / "first"))) as port:
+        again = encode(dataclasses.replace(decode(token), address=port.address))
+        with pytest.raises(Refused, match="used already"):
+            await asyncio.to_thread(join_as, again, str(tmp_path / "third"))
+        joined = await asyncio.to_thread(join_as, again, str(tmp_path / "second"))
+        assert await call(port.address, channel_credentials(joined.identity)) == b"welcome"
+
+
+KILLED_JOINER = """
+import os, signal, sys
+from tests.support.pairing_nodes import join_as
+step, token, directory = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+done = 0
+def dying(name):
+    real = getattr(os, name)
+    def call(*args, **kwargs):
+        global done
+        done += 1
+        if done == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **kwargs)
+    setattr(os, name, call)
+for name in ("rename", "fsync", "mkdir"):
+    dying(name)
+join_as(token, directory)
+print("joined")
+"""
+
+
+async def test_a_joiner_killed_anywhere_joins_with_the_same_command(first: Identity, tmp_path: Path) -> None:
+    rounds = int(os.environ.get("HA_SYNC_ROUNDS", "6"))
+    async with serving(first) as port:
+        for step in range(1, 1000, max(1, 24 // rounds)):
+            token, directory = port.token(), str(tmp_path / str(step))
+            ended = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-c",
+                KILLED_JOINER,
+                str(step),
+                token,
+                directory,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+                stdout=asyncio.subprocess.DEVNULL,
+            )
+            killed = await ended.wait() != 0
+            try:
+                identity = await asyncio.to_thread(Identity.load, directory)
+            except WrongState:
+                assert killed
+                identity = (await asyncio.to_thread(join_as, token, directory)).identity
+            assert await call(port.address, channel_credentials(identity)) == b"welcome"
+            with pytest.raises(WrongState):
+                await asyncio.to_thread(join_as, token, directory)
+            assert sorted(os.listdir(directory)) == ["identity"]
+            if not killed:
+                break
+    assert step > 1
+    assert port.refusals() == []
