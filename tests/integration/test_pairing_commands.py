@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import grpc
 import pytest
 
+from ha_proto.sync.v1 import control_pb2, control_pb2_grpc
 from ha_sync.pairing.identity import Identity
 from ha_sync.pairing.onetime import decode, encode
 from ha_sync.pairing.route import address_towards, mac_of
-from tests.support.pairing_nodes import serving
+from tests.support.pairing_nodes import PeerPort, serving
+
+# ruff: noqa: N802 - methods are named as in the protocol
 
 pytestmark = pytest.mark.req("R3")
 
@@ -122,3 +128,38 @@ def test_loopback_has_no_hardware_address() -> None:
     assert mac_of("127.0.0.1") == ""
     assert address_towards("127.0.0.1") == "127.0.0.1"
     assert address_towards("no-such-host.invalid") == ""
+
+
+class _Engine(control_pb2_grpc.ControlServiceServicer):
+    """The one answer of a running engine that matters here."""
+
+    def __init__(self, port: PeerPort) -> None:
+        self._port = port
+        self.asked: list[float] = []
+
+    async def CreateToken(self, request: control_pb2.CreateTokenRequest, _context: object) -> object:
+        self.asked.append(request.lifetime_s)
+        made = self._port.keyring.invitations.create(self._port.keyring.identity, lifetime_s=request.lifetime_s)
+        return control_pb2.CreateTokenResponse(token=made.text, expires=made.expires)
+
+
+async def test_a_running_engine_is_asked_for_the_token(tmp_path: Path) -> None:
+    config = _settings(tmp_path / "first")
+    assert (await asyncio.to_thread(_pair, "init", "--config", config)).returncode == 0
+    async with serving(Identity.load(str(tmp_path / "first" / "state"))) as port:
+        engine = _Engine(port)
+        server = grpc.aio.server()
+        control_pb2_grpc.add_ControlServiceServicer_to_server(engine, server)
+        os.makedirs(tmp_path / "first" / "run")
+        server.add_insecure_port(f"unix:{tmp_path}/first/run/sync.sock")
+        await server.start()
+        done = await asyncio.to_thread(_pair, "token", "--config", config, "--lifetime", "30", "--json")
+        await server.stop(0)
+        assert done.returncode == 0, done.stderr
+        assert engine.asked == [30.0]
+        assert port.keyring.invitations.find(decode(json.loads(done.stdout)["token"]).token_id) is not None
+    # The engine is gone, its socket perhaps not.
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as stale, contextlib.suppress(OSError):
+        stale.bind(f"{tmp_path}/first/run/sync.sock")
+    done = await asyncio.to_thread(_pair, "token", "--config", config, "--json")
+    assert done.returncode == 0, done.stderr

@@ -496,3 +496,27 @@ async def test_a_joiner_killed_anywhere_joins_with_the_same_command(first: Ident
                 break
     assert step > 1
     assert port.refusals() == []
+
+
+async def test_a_caller_without_any_certificate_reaches_nothing(first: Identity) -> None:
+    async with serving(first) as port:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call(port.address, grpc.ssl_channel_credentials(certificates.certificate_pem(first.authority)))
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        async with grpc.aio.insecure_channel(port.address) as channel:
+            with pytest.raises(grpc.aio.AioRpcError):
+                await channel.unary_unary("/ha_proto.sync.v1.PairingService/Join")(b"", timeout=10)
+        assert port.callers == []
+
+
+async def test_a_member_cannot_use_join_to_take_a_place(first: Identity, tmp_path: Path) -> None:
+    async with serving(first) as port:
+        second = (await asyncio.to_thread(join_as, port.token(), str(tmp_path / "second"))).identity
+        token = decode(port.token())
+        request = pairing_pb2.JoinRequest(protocol=1, token_id=token.token_id, node_id=second.node_id)
+        async with grpc.aio.secure_channel(
+            port.address, channel_credentials(second), options=CHANNEL_OPTIONS
+        ) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await pairing_pb2_grpc.PairingServiceStub(channel).Join(request)
+        assert "not made with this token" in str(refused.value.details())
