@@ -65,6 +65,12 @@ class Entry:
 
 NOTHING_SENT = Sequence(0)
 
+Signature = tuple[bytes, int, int, int, int, int, int, int, int, bytes, bytes]
+"""``(key, type, mode, uid, gid, mtime_ns, size, inode, ctime_ns, xattrs, link_target)``; see ``key_of``."""
+
+Row = tuple[object, ...]
+"""An entry as it is stored."""
+
 _COLUMNS = (
     "path, type, mode, uid, gid, mtime_ns, size, hash, block_size, block_hashes, link_target, xattrs, inode, ctime_ns"
 )
@@ -74,8 +80,10 @@ _MARKS = ", ".join("?" * 14)
 class TreeCatalogue:
     """See the module. All methods block."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, ordered: bool = False) -> None:
+        """``ordered``: a loss of power may cost the last commits that were not durable, never an earlier durable one."""
         self._path = path
+        self._relaxed = "NORMAL" if ordered else "OFF"
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         self.lost = False  # True when an unreadable catalogue was set aside: its knowledge is gone
         try:
@@ -135,7 +143,7 @@ class TreeCatalogue:
     def transaction(self, *, durable: bool) -> Iterator[None]:
         """All or nothing; ``durable`` also syncs it to disk before it returns."""
         execute = self._connection.execute
-        execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
+        execute(f"PRAGMA synchronous={'FULL' if durable else self._relaxed}")
         execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -152,6 +160,17 @@ class TreeCatalogue:
     def put(self, key: str, value: str) -> None:
         """Stores a small value (inside the caller's transaction, or by itself)."""
         self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    def forget(self, key: str) -> None:
+        """Removes a small value; an unknown one is ignored."""
+        self._connection.execute("DELETE FROM meta WHERE key = ?", (key,))
+
+    def values_with_prefix(self, prefix: str) -> list[tuple[str, str]]:
+        """All small values whose name begins so, with their names."""
+        rows = self._connection.execute(
+            "SELECT key, value FROM meta WHERE substr(key, 1, ?) = ? ORDER BY key", (len(prefix), prefix)
+        )
+        return [(str(key), str(value)) for key, value in rows]
 
     def position(self, key: str) -> Position:
         """A stored position; NOWHERE where none is."""
@@ -197,6 +216,45 @@ class TreeCatalogue:
             )
         return [_path(row[0]) for row in rows]
 
+    def signatures(self, *, after: bytes, below: bytes = b"", limit: int = 5000) -> list[Signature]:
+        """The next entries' signatures in walk order, strictly after the key ``after`` (``b""``: from the first).
+
+        ``below`` is the key of a directory: only it and what it holds. For the scanner: a million of them.
+        """
+        first = ">=" if not after else ">"
+        start = max(after, below)
+        end = "" if not below else "AND (path = :below OR (path > :low AND path < :high))"
+        return self._connection.execute(
+            "SELECT path, type, mode, uid, gid, mtime_ns, size, inode, ctime_ns, xattrs, link_target FROM entry "
+            f"WHERE path {first} :start {end} ORDER BY path LIMIT :limit",
+            {"start": start, "below": below, "low": below + b"\0", "high": below + b"\1", "limit": limit},
+        ).fetchall()
+
+    def files_below(self, path: bytes) -> int:
+        """How many files are known strictly below a directory (``b""``: in the whole tree)."""
+        key = _key(path)
+        where, values = ("", ()) if not path else (" AND path > ? AND path < ?", (key + b"\0", key + b"\1"))
+        row = self._connection.execute(f"SELECT count(*) FROM entry WHERE type = {TYPE_FILE}{where}", values).fetchone()
+        return int(row[0])
+
+    def rows(self, *, after: bytes | None = None, limit: int = 5000) -> list[tuple[Any, ...]]:
+        """The next entries in walk order as they are stored (``_COLUMNS``, the key first), strictly after a key."""
+        where, values = ("", (limit,)) if after is None else ("WHERE path > ? ", (after, limit))
+        return self._connection.execute(
+            f"SELECT {_COLUMNS} FROM entry {where}ORDER BY path LIMIT ?", values
+        ).fetchall()
+
+    def put_rows(self, rows: Iterable[Row]) -> None:
+        """Inserts or replaces entries given as ``row_of`` makes them: the fast way for many."""
+        self._connection.executemany(f"INSERT OR REPLACE INTO entry ({_COLUMNS}) VALUES ({_MARKS})", rows)
+
+    def remove_below(self, path: bytes) -> None:
+        """Forgets an object and all below it."""
+        key = _key(path)
+        self._connection.execute(
+            "DELETE FROM entry WHERE path = ? OR (path > ? AND path < ?)", (key, key + b"\0", key + b"\1")
+        )
+
     def put_entries(self, entries: Iterable[Entry]) -> None:
         """Inserts or replaces."""
         self._connection.executemany(
@@ -217,6 +275,20 @@ class TreeCatalogue:
             f"SELECT path FROM entry WHERE hash = ? AND size >= {COPY_SOURCE_MIN} LIMIT 1", (content_hash,)
         ).fetchone()
         return None if row is None else _path(row[0])
+
+    def directories(self) -> list[bytes]:
+        """Paths of all directories, in walk order."""
+        rows = self._connection.execute(f"SELECT path FROM entry WHERE type = {TYPE_DIRECTORY} ORDER BY path")
+        return [_path(row[0]) for row in rows]
+
+    def newest_files(self, *, endings: tuple[bytes, ...], limit: int) -> list[tuple[bytes, int]]:
+        """Paths and modification times of the newest files whose names end so, newest first."""
+        wanted = " OR ".join(f"substr(path, -{len(ending)}) = ?" for ending in endings)
+        rows = self._connection.execute(
+            f"SELECT path, mtime_ns FROM entry WHERE type = {TYPE_FILE} AND ({wanted}) ORDER BY mtime_ns DESC LIMIT ?",
+            (*endings, limit),
+        )
+        return [(_path(path), int(mtime_ns)) for path, mtime_ns in rows]
 
     def entry_count(self) -> int:
         """How many objects are known."""
@@ -265,6 +337,21 @@ class TreeCatalogue:
     def clear_intent(self) -> None:
         """The group is whole."""
         self._connection.execute("DELETE FROM intent")
+
+
+def key_of(path: bytes) -> bytes:
+    """A path as it is stored and sorted: NUL for ``/``."""
+    return path.replace(b"/", b"\0")
+
+
+def path_of(key: bytes) -> bytes:
+    """The path of a key."""
+    return key.replace(b"\0", b"/")
+
+
+def row_of(entry: Entry) -> Row:
+    """An entry as ``put_rows`` takes it."""
+    return _row(entry)
 
 
 def _key(path: bytes) -> bytes:

@@ -1,0 +1,161 @@
+"""Tells a tree that was emptied by its users from one that is gone: another disk, no disk, another directory.
+
+The root carries a marker file with an identity, written once; the catalogue remembers it and the filesystem.
+``look`` answers why the tree must not be believed, or ``""``. Deletions are counted over WINDOW_S, so that a mass delete
+in portions is one. Blocking; belongs to the dataset's thread.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections import deque
+from dataclasses import dataclass
+
+from ha_sync.catalogue.tree import TreeCatalogue
+from ha_sync.files.confine import Root
+from ha_sync.files.watch import filesystem_type
+
+MARKER = b".ha-dataset"
+MARKER_MAX = 256
+MASS_MIN = 20
+WINDOW_S = 10.0
+
+STABLE_IDS = frozenset({"ext2", "ext3", "ext4", "btrfs", "f2fs"})
+"""Filesystems whose id comes from the filesystem itself and survives a reboot."""
+
+_IDENTITY = "root_identity"
+_FILESYSTEM = "root_filesystem"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filesystem:
+    """What holds the tree."""
+
+    kind: str
+    fsid: int
+    device: int
+    boot: str
+
+    def text(self) -> str:
+        """For the catalogue."""
+        return f"{self.kind}:{self.fsid}:{self.device}:{self.boot}"
+
+    def is_same(self, stored: str) -> bool:
+        """Whether the stored one is this one, as far as that can be known across a reboot."""
+        kind, fsid, device, boot = stored.split(":")
+        if boot == self.boot:
+            return (kind, int(fsid), int(device)) == (self.kind, self.fsid, self.device)
+        if self.kind in STABLE_IDS or kind in STABLE_IDS:
+            return (kind, int(fsid)) == (self.kind, self.fsid)
+        return kind == self.kind
+
+
+def boot_id() -> str:
+    """Names this run of the kernel."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
+class RootGuard:
+    """The root's identity, and how much was deleted."""
+
+    def __init__(self, root: Root, catalogue: TreeCatalogue, *, percent: int) -> None:
+        self._root = root
+        self._catalogue = catalogue
+        self._percent = percent
+        status = os.fstat(root.fd)
+        self._inode, self._device = status.st_ino, status.st_dev
+        self._recent: deque[tuple[float, int]] = deque()
+        self.kind = filesystem_type(root.path)
+
+    def _filesystem(self) -> Filesystem:
+        return Filesystem(
+            kind=self.kind, fsid=os.fstatvfs(self._root.fd).f_fsid, device=self._device, boot=boot_id()
+        )  # fmt: skip
+
+    def enter(self) -> str:
+        """First look after opening; adopts or writes the marker where nothing is known yet."""
+        known, here = self._catalogue.get(_IDENTITY), self._read_marker()
+        stored = self._catalogue.get(_FILESYSTEM)
+        if known is None:
+            self.adopt()
+            return ""
+        if here is None:
+            return "the root has lost its marker: is the right filesystem mounted?"
+        if here != known:
+            return "the root's marker belongs to another tree"
+        if stored is not None and not self._filesystem().is_same(stored):
+            return "the root is on another filesystem than before"
+        self._catalogue.put(_FILESYSTEM, self._filesystem().text())
+        return ""
+
+    def adopt(self) -> None:
+        """This root is the dataset from now on."""
+        here = self._read_marker()
+        if here is None:
+            here = uuid.uuid4().hex
+            self._write_marker(here)
+        self._catalogue.put(_IDENTITY, here)
+        self._catalogue.put(_FILESYSTEM, self._filesystem().text())
+
+    def look(self) -> str:
+        """Cheap: before anything is deleted on the Standby."""
+        try:
+            status = os.stat(self._root.path)
+        except OSError as error:
+            return f"the root cannot be found: {error.strerror}"
+        if (status.st_ino, status.st_dev) != (self._inode, self._device):
+            return "the root was replaced by another directory or filesystem"
+        if self._read_marker() != self._catalogue.get(_IDENTITY):
+            return "the root has lost its marker"
+        return ""
+
+    def _read_marker(self) -> str | None:
+        try:
+            fd = self._root.open(MARKER, os.O_RDONLY | os.O_NONBLOCK)
+        except OSError:
+            return None
+        try:
+            return os.read(fd, MARKER_MAX).decode("ascii", "replace").strip()
+        finally:
+            os.close(fd)
+
+    def _write_marker(self, identity: str) -> None:
+        fd = self._root.open(MARKER, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.write(fd, identity.encode("ascii") + b"\n")
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def remove_marker(self) -> tuple[str, ...]:
+        """For a detach."""
+        try:
+            os.unlink(MARKER, dir_fd=self._root.fd)
+        except FileNotFoundError:
+            return ()
+        self._catalogue.forget(_IDENTITY)
+        self._catalogue.forget(_FILESYSTEM)
+        return (os.path.join(self._root.path, os.fsdecode(MARKER)),)
+
+    # ---- deletions
+
+    def deleting(self, files: int, *, now: float) -> str:
+        """That many files are about to be deleted; answers why not."""
+        if not files:
+            return ""
+        self._recent.append((now, files))
+        while self._recent and now - self._recent[0][0] > WINDOW_S:
+            self._recent.popleft()
+        gone = sum(count for _, count in self._recent)
+        if gone < MASS_MIN:
+            return ""
+        known = max(self._catalogue.files_below(b""), gone)
+        if gone * 100 <= self._percent * known:
+            return ""
+        return f"{gone} of {known} files are gone at once"
+
+    def forgive(self) -> None:
+        """An operator accepted what was counted."""
+        self._recent.clear()

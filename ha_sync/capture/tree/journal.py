@@ -1,0 +1,286 @@
+"""Sequences, what is dirty, what is on its way, and what the Standby has: the bookkeeping of one tree.
+
+Invariants
+- A sequence is never used twice, not even after a crash: they are reserved ahead, durably.
+- Every path that the Standby does not have as it is here is dirty, held, or in flight; a scan finds the same again.
+- What leaves in a group stands in the catalogue's dirty set first, so a crash between sending and the acknowledgement
+  is known afterwards.
+- A path is not sent again while an earlier change of it is in flight (*held*): what the Standby will build upon is then
+  known.
+- A group's position is above all earlier ones and below every unsent live change, so its acknowledgement covers
+  everything noticed up to it, held paths and the *bulk* (the catalogue's dirty set) excepted.
+
+Live changes wait in memory, LIVE_MAX at the most; beyond that they join the bulk. Blocking; one thread.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ha_sync.capture.tree.reading import Outcome
+from ha_sync.catalogue.tree import Row, TreeCatalogue
+from ha_sync.core.position import Epoch, Incarnation, Position, Sequence, new_incarnation
+
+LIVE_MAX = 20_000
+RESERVE = 1_000_000
+SYNCING = "on"
+Notice = tuple[Sequence, float]
+"""A sequence and when its change was noticed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flight:
+    """A group that was sent."""
+
+    sequence: Sequence
+    outcomes: tuple[Outcome, ...]
+
+
+class Journal:
+    """See the module."""
+
+    def __init__(self, catalogue: TreeCatalogue) -> None:
+        self._catalogue = catalogue
+        self._captured = 0
+        self._reserved = 0
+        self._epoch = Epoch(0)
+        self._incarnation = Incarnation(b"")
+        self.live: dict[bytes, tuple[Sequence, float]] = {}
+        self.held: dict[bytes, float] = {}
+        self._flights: deque[Flight] = deque()
+        self._flying: dict[bytes, int] = {}  # path: groups in flight that hold it
+        self._falling: dict[bytes, int] = {}  # directories being deleted
+        self.acknowledged = Sequence(0)
+        self.sent = Sequence(0)
+        self._cursor = Sequence(0)
+        self.bulk = 0  # paths in the catalogue's dirty set that were not handed out
+        self.synced_at: Sequence | None = None  # from here on the Standby is consistent; None: a sync is going on
+        self.peer_known = False
+
+    # ---- beginning
+
+    def open(self, epoch: Epoch, *, trusted: bool) -> None:
+        """Goes on in the stored journal if it is this epoch's and can be trusted; else begins a new one."""
+        stored = self._catalogue.position("captured")
+        if trusted and stored.epoch == epoch and stored.incarnation:
+            self._epoch, self._incarnation = epoch, stored.incarnation
+            # Everything up to the reserved sequence may have been used before a crash.
+            self._captured = self._reserved = stored.sequence
+            self.acknowledged = self._catalogue.position("acknowledged").sequence
+            self.peer_known = self._catalogue.get("peer_known") == "1"
+            self.synced_at = self._stored_sync()
+        else:
+            self._epoch, self._incarnation = epoch, new_incarnation()
+            self._captured = self._reserved = 0
+            self.acknowledged = Sequence(0)
+            self.peer_known = False
+            with self._catalogue.transaction(durable=False):
+                self._catalogue.clear_dirty()
+                self._catalogue.put("peer_known", "0")
+                self._catalogue.put("syncing", SYNCING)
+            self.synced_at = None
+        self.sent = Sequence(self._captured)
+        self._reserve()
+        self.bulk = self._catalogue.dirty_count()
+
+    def _stored_sync(self) -> Sequence | None:
+        stored = self._catalogue.get("syncing")
+        if stored is None or stored == SYNCING or int(stored) > self.acknowledged:
+            return None
+        return Sequence(int(stored))
+
+    def _reserve(self) -> None:
+        self._reserved = self._captured + RESERVE
+        with self._catalogue.transaction(durable=True):
+            self._catalogue.put_position("captured", self._position(self._reserved))
+            self._catalogue.put_position("acknowledged", self._position(self.acknowledged))
+
+    def _position(self, sequence: int) -> Position:
+        return Position(epoch=self._epoch, incarnation=self._incarnation, sequence=Sequence(sequence))
+
+    def position(self, sequence: Sequence) -> Position:
+        """In this journal."""
+        return self._position(sequence)
+
+    @property
+    def captured(self) -> Position:
+        """The newest sequence."""
+        return self._position(self._captured)
+
+    def next_sequence(self) -> Sequence:
+        """A fresh one."""
+        if self._captured >= self._reserved:
+            self._reserve()
+        self._captured += 1
+        return Sequence(self._captured)
+
+    # ---- noticing
+
+    def mark(self, path: bytes, noticed: float) -> Notice | None:
+        """A path changed now; None where an earlier change of it is still in flight."""
+        if self.flies(path):
+            self.held.setdefault(path, noticed)
+            return None
+        waiting = self.live.pop(path, None)
+        if waiting is not None:
+            noticed = min(noticed, waiting[1])
+        sequence = self.next_sequence()
+        self.live[path] = (sequence, noticed)
+        return sequence, noticed
+
+    def mark_bulk(self, paths: Iterable[bytes]) -> None:
+        """Paths that differ, of which nobody knows since when. In the caller's transaction, or by itself."""
+        marks = [(path, self.next_sequence()) for path in paths]
+        self._catalogue.mark_dirty(marks)
+        self.bulk += len(marks)
+
+    def spill(self) -> None:
+        """Moves what is live into the bulk: the Standby is away, or far behind."""
+        if len(self.live) <= LIVE_MAX:
+            return
+        with self._catalogue.transaction(durable=False):
+            self.mark_bulk(self.live)
+        self.live.clear()
+
+    def release(self) -> list[Notice]:
+        """Held paths whose earlier change was acknowledged become live."""
+        free = [path for path in self.held if not self.flies(path)]
+        notices = [self.mark(path, self.held.pop(path)) for path in free]
+        return [notice for notice in notices if notice is not None]
+
+    def flies(self, path: bytes) -> bool:
+        """Whether a change of this path, or the removal of a directory above it, is in flight."""
+        if path in self._flying:
+            return True
+        while self._falling and path:
+            path = path.rpartition(b"/")[0]
+            if path in self._falling:
+                return True
+        return False
+
+    # ---- sending
+
+    def take_bulk(self, limit: int) -> list[tuple[bytes, Sequence]]:
+        """The next dirty paths of the catalogue that are neither live nor in flight."""
+        taken: list[tuple[bytes, Sequence]] = []
+        while len(taken) < limit and (page := self._catalogue.dirty(after=self._cursor, limit=limit - len(taken))):
+            self._cursor = page[-1][1]
+            self.bulk = max(0, self.bulk - len(page))
+            taken += [(p, s) for p, s in page if p not in self.live and p not in self.held and p not in self._flying]
+        if len(taken) < limit:
+            self.bulk = 0
+        return taken
+
+    def put_back(self, last: Sequence, count: int) -> None:
+        """What was taken of the bulk after ``last`` is handed out later."""
+        self._cursor = last
+        self.bulk += count
+
+    def leave(self, paths: Iterable[tuple[bytes, Sequence]]) -> None:
+        """These live paths are about to be sent."""
+        with self._catalogue.transaction(durable=False):
+            self._catalogue.mark_dirty(paths)
+
+    def flew(self, sequence: Sequence, outcomes: list[Outcome]) -> None:
+        """A group was handed to the stream."""
+        self._flights.append(Flight(sequence=sequence, outcomes=tuple(outcomes)))
+        for outcome in outcomes:
+            if not outcome.sent:
+                continue
+            self._flying[outcome.path] = self._flying.get(outcome.path, 0) + 1
+            if outcome.row is None:
+                self._falling[outcome.path] = self._falling.get(outcome.path, 0) + 1
+        self.sent = max(self.sent, sequence)
+
+    @property
+    def in_flight(self) -> int:
+        """Paths sent and not acknowledged."""
+        return len(self._flying)
+
+    # ---- acknowledgements
+
+    def acknowledge(self, sequence: Sequence) -> None:
+        """Everything sent up to ``sequence`` is durable on the Standby."""
+        done: list[Outcome] = []
+        while self._flights and self._flights[0].sequence <= sequence:
+            flight = self._flights.popleft()
+            done += flight.outcomes
+            self._landed(flight)
+        self.acknowledged = max(self.acknowledged, sequence)
+        self.settle(done)
+
+    def _landed(self, flight: Flight) -> None:
+        for outcome in flight.outcomes:
+            if outcome.sent:
+                _less(self._flying, outcome.path)
+                if outcome.row is None:
+                    _less(self._falling, outcome.path)
+
+    def settle(self, outcomes: list[Outcome]) -> None:
+        """The Standby has these: they become what is known of it."""
+        catalogue = self._catalogue
+        with catalogue.transaction(durable=False):
+            rows: list[Row] = []
+            for outcome in outcomes:
+                if outcome.row is not None:
+                    rows.append(outcome.row)
+                    continue
+                # In order: a directory that was removed and made again keeps what came after.
+                catalogue.put_rows(rows)
+                rows = []
+                if outcome.below:
+                    catalogue.remove_below(outcome.path)
+                else:
+                    catalogue.remove_entries((outcome.path,))
+            catalogue.put_rows(rows)
+            catalogue.clean((outcome.path, outcome.mark) for outcome in outcomes)
+            catalogue.put_position("acknowledged", self._position(self.acknowledged))
+
+    def ground(self) -> None:
+        """The session is over: what was in flight still stands in the dirty set and is handed out anew."""
+        if self.synced_at is not None and self.acknowledged < self.synced_at:
+            self.synced_at = None
+        self._flights.clear()
+        self._flying.clear()
+        self._falling.clear()
+        self._cursor = Sequence(0)
+        self.bulk = self._catalogue.dirty_count()
+        self.release()
+
+    # ---- compare
+
+    def begin_sync(self) -> None:
+        """A compare begins: what is dirty is found anew."""
+        self.live.clear()
+        self.held.clear()
+        self._flights.clear()
+        self._flying.clear()
+        self._falling.clear()
+        self._cursor = Sequence(self._captured)
+        self.bulk = 0
+        self.synced_at = None
+        self.peer_known = True
+        with self._catalogue.transaction(durable=False):
+            self._catalogue.clear_dirty()
+            self._catalogue.put("peer_known", "1")
+            self._catalogue.put("syncing", SYNCING)
+
+    def end_sync(self) -> None:
+        """Everything that differed was handed out: from the present position on the Standby is consistent."""
+        self.synced_at = Sequence(self._captured)
+        self._catalogue.put("syncing", str(self.synced_at))
+
+    @property
+    def backlog(self) -> int:
+        """Paths that the Standby does not have as they are here."""
+        return len(self.live) + len(self.held) + self.bulk + len(self._flying)
+
+
+def _less(counts: dict[bytes, int], path: bytes) -> None:
+    left = counts[path] - 1
+    if left:
+        counts[path] = left
+    else:
+        del counts[path]

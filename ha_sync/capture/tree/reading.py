@@ -1,0 +1,481 @@
+"""Reads the objects of one group and turns them into changes: only what differs from what the Standby acknowledged.
+
+A file is read between two looks at its metadata; if it changed meanwhile it is read again, a few times, and then sent
+as it was read and named in ``again`` (what was appended after the first look does not disturb). The hash that goes with
+a file is always that of the bytes that were sent. Objects that cannot be read are counted and left alone.
+
+Order of a group: directories before what they hold, a mailbox's ``.txt`` after its audio, deletions last (but before an
+object of another type takes the path). ``copy_from`` and blocks that are not sent refer to the state before the group.
+Blocking; belongs to the dataset's thread.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from ha_proto.sync.v1 import replication_pb2 as pb
+from ha_sync.capture.tree.frames import FrameBuilder
+from ha_sync.capture.tree.growth import Growth
+from ha_sync.catalogue.tree import (
+    COPY_SOURCE_MIN,
+    TYPE_DIRECTORY,
+    TYPE_FILE,
+    TYPE_SYMLINK,
+    Entry,
+    Row,
+    TreeCatalogue,
+    key_of,
+)
+from ha_sync.core.frame import FRAME_TARGET_BYTES
+from ha_sync.core.position import Sequence
+from ha_sync.errors import HaSyncError
+from ha_sync.files.blocks import BLOCK_MIN, HASH_BYTES, block_hash, block_size_for, whole_hash
+from ha_sync.files.confine import Root, split
+from ha_sync.files.metadata import TYPE_SPECIAL, decode_xattrs, named, object_type, read_xattrs
+
+PUT = pb.TreeChange.ACTION_PUT
+DELETE = pb.TreeChange.ACTION_DELETE
+META = pb.TreeChange.ACTION_META
+GROW = pb.TreeChange.ACTION_GROW
+
+READ_TRIES = 3
+RACY_NS = 20_000_000
+"""A file that changed less than this before it was read may change again without a new ctime (a clock tick)."""
+
+NO_SEQUENCE = Sequence(0)
+_OPEN = os.O_RDONLY | os.O_NONBLOCK
+_zero_hashes: dict[int, bytes] = {}
+
+
+@dataclass(slots=True, kw_only=True)
+class Item:
+    """A path to be brought up to date."""
+
+    path: bytes
+    mark: Sequence = NO_SEQUENCE  # its place in the dirty set
+    noticed: float = 0.0  # monotonic seconds; 0: nobody waits for it
+    unit: int = 0
+    status: os.stat_result | None = None  # None: gone
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """What becomes of an item when the Standby has it."""
+
+    path: bytes
+    mark: Sequence
+    row: Row | None  # None: gone, with all below it
+    sent: bool
+    below: bool = False  # gone, and it was a directory
+
+
+@dataclass(slots=True, kw_only=True)
+class Met:
+    """Counted while reading."""
+
+    unreadable: int = 0
+    xattrs_too_large: int = 0
+    databases: list[bytes] = field(default_factory=list)
+    again: list[bytes] = field(default_factory=list)
+    costs: list[tuple[bytes, float]] = field(default_factory=list)
+    errors: list[tuple[bytes, str]] = field(default_factory=list)
+
+
+def zero_hash(length: int) -> bytes:
+    """The block hash of ``length`` zero bytes."""
+    if length not in _zero_hashes:
+        if len(_zero_hashes) >= 64:
+            _zero_hashes.clear()
+        _zero_hashes[length] = block_hash(bytes(length))
+    return _zero_hashes[length]
+
+
+def moved_on(before: os.stat_result, after: os.stat_result) -> bool:
+    """Whether the file changed between two looks."""
+    return (
+        before.st_ctime_ns != after.st_ctime_ns
+        or before.st_size != after.st_size
+        or before.st_mtime_ns != after.st_mtime_ns
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class Reader:
+    """What reading needs. ``whole`` distrusts the catalogue: everything is sent, nothing is compared or copied."""
+
+    root: Root
+    catalogue: TreeCatalogue
+    growing: dict[bytes, Growth]
+    directories: set[bytes]  # known to stand on the Standby
+    may_copy: Callable[[bytes], bool]
+    whole: bool = False
+    met: Met = field(default_factory=Met)
+
+
+class Group:
+    """One group. Run ``steps`` to its end; then ``outcomes`` says what it means."""
+
+    def __init__(self, reader: Reader, builder: FrameBuilder) -> None:
+        self._reader = reader
+        self._root = reader.root
+        self._catalogue = reader.catalogue
+        self.builder = builder
+        self._met = reader.met
+        self._put: set[bytes] = set()
+        self.outcomes: list[Outcome] = []
+
+    def steps(self, items: list[Item]) -> Iterator[None]:
+        """Adds the changes of all items; yields when the builder's frame must be taken."""
+        gone: list[Item] = []
+        for item in items:
+            if item.status is None or object_type(item.status.st_mode) == TYPE_SPECIAL:
+                gone.append(item)
+                continue
+            try:
+                yield from self._object(item, item.status)
+            except (FileNotFoundError, NotADirectoryError):
+                gone.append(item)
+            except (OSError, HaSyncError) as error:
+                self._unreadable(item, error)
+        for item in sorted(gone, key=lambda item: key_of(item.path), reverse=True):
+            if self.builder.lacks_room(0):
+                yield
+            self._gone(item)
+
+    def _unreadable(self, item: Item, error: Exception) -> None:
+        self._met.unreadable += 1
+        if len(self._met.errors) < 20:
+            self._met.errors.append((item.path, str(error)))
+        # Its entry stays: whatever the Standby has of it stays too.
+        entry = self._catalogue.entry(item.path)
+        if entry is None:
+            self.outcomes.append(Outcome(path=item.path, mark=item.mark, row=None, sent=False))
+
+    # ---- deletions
+
+    def _gone(self, item: Item) -> None:
+        if item.path in self._put or not item.path:
+            return
+        entry = self._catalogue.entry(item.path)
+        known = entry is not None or self._reader.whole or item.path in self._reader.growing
+        if known:
+            self._delete(item.path)
+        below = entry is not None and entry.type == TYPE_DIRECTORY
+        self.outcomes.append(Outcome(path=item.path, mark=item.mark, row=None, sent=known, below=below))
+
+    def _delete(self, path: bytes) -> None:
+        self.builder.add(path=path, action=DELETE)
+        self._reader.growing.pop(path, None)
+        directories = self._reader.directories
+        if path in directories:
+            below = path + b"/"
+            directories.difference_update([d for d in directories if d == path or d.startswith(below)])
+
+    # ---- objects that are there
+
+    def _object(self, item: Item, status: os.stat_result) -> Iterator[None]:
+        if item.path in self._put:
+            return
+        kind = object_type(status.st_mode)
+        entry = None if self._reader.whole else self._catalogue.entry(item.path)
+        if item.path:
+            yield from self._parents(item.path)
+        if self.builder.lacks_room(min(status.st_size, FRAME_TARGET_BYTES) if kind == TYPE_FILE else 0):
+            yield
+        if entry is not None and entry.type != kind:
+            if TYPE_DIRECTORY in {entry.type, kind}:
+                self._delete(item.path)
+            entry = None
+        if kind == TYPE_FILE:
+            yield from self._file(item, entry)
+        elif kind == TYPE_DIRECTORY:
+            self._directory(item, entry)
+        else:
+            self._symlink(item, status, entry)
+        self._put.add(item.path)
+
+    def _parents(self, path: bytes) -> Iterator[None]:
+        parent, _ = split(path)
+        if parent in self._reader.directories or not parent:
+            return
+        entry = self._catalogue.entry(parent)
+        if entry is not None and entry.type == TYPE_DIRECTORY and not self._reader.whole:
+            self._reader.directories.add(parent)
+            return
+        yield from self._object(Item(path=parent), self._root.lstat(parent))
+
+    def _directory(self, item: Item, entry: Entry | None) -> None:
+        fd = self._root.directory(item.path)
+        status = os.fstat(fd)
+        xattrs = self._xattrs(fd)
+        same = entry is not None and (entry.mode, entry.uid, entry.gid, entry.xattrs) == (
+            stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, xattrs
+        )  # fmt: skip
+        if not same:
+            self.change(item, status, xattrs, PUT if entry is None else META, type=TYPE_DIRECTORY)
+        self._reader.directories.add(item.path)
+        self._done(item, status, TYPE_DIRECTORY, xattrs, sent=not same)
+
+    def _symlink(self, item: Item, status: os.stat_result, entry: Entry | None) -> None:
+        target = self._root.readlink(item.path)
+        parent, name = split(item.path)
+        xattrs = self._xattrs(named(self._root.directory(parent), name))
+        same = entry is not None and _same_metadata(entry, status, xattrs)
+        if entry is None or entry.link_target != target:
+            self.change(item, status, xattrs, PUT, type=TYPE_SYMLINK, link_target=target)
+            same = False
+        elif not same:
+            self.change(item, status, xattrs, META, type=TYPE_SYMLINK, link_target=target)
+        self._done(item, status, TYPE_SYMLINK, xattrs, sent=not same, link_target=target)
+
+    def _xattrs(self, target: int | bytes) -> bytes:
+        xattrs, too_large = read_xattrs(target)
+        self._met.xattrs_too_large += too_large
+        return xattrs
+
+    # ---- files
+
+    def _file(self, item: Item, entry: Entry | None) -> Iterator[None]:
+        fd = self._root.open(item.path, _OPEN)
+        begun = time.monotonic()
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                self._met.again.append(item.path)
+                return
+            if status.st_size <= BLOCK_MIN:
+                if self.builder.lacks_room(status.st_size):
+                    yield
+                self._small(fd, item, status, entry)
+            else:
+                yield from self._large(fd, item, status, entry)
+        finally:
+            os.close(fd)
+            cost = time.monotonic() - begun
+            if cost > 0.0005:
+                self._met.costs.append((item.path, cost))
+
+    def _small(self, fd: int, item: Item, status: os.stat_result, entry: Entry | None) -> None:
+        for tries in range(READ_TRIES):
+            size = status.st_size
+            view = self.builder.place(size)
+            got = os.preadv(fd, [view], 0) if size else 0
+            after = os.fstat(fd)
+            if got == size and (not moved_on(status, after) or after.st_size > size):
+                break
+            if tries == READ_TRIES - 1 or after.st_size > BLOCK_MIN:
+                size, view = got, view[:got]
+                break
+            status = after
+        if moved_on(status, after):
+            self._met.again.append(item.path)
+        hashes = block_hash(view) if size else b""
+        content = whole_hash(hashes, size)
+        xattrs = self._xattrs(fd)
+        same, metadata = _compared(entry, content, status, xattrs)
+        if not same:
+            blocks, zeros, source = self._how(item.path, content, hashes, size)
+            self.builder.keep(size if blocks else 0)
+            self.change(
+                item, status, xattrs, PUT, type=TYPE_FILE, size=size, hash=content, block_size=BLOCK_MIN,
+                blocks=blocks, zero_blocks=zeros, copy_from=source, payload_bytes=size if blocks else 0,
+            )  # fmt: skip
+            self._look_for_database(item.path, view)
+        elif not metadata:
+            self._meta(item, status, xattrs, size=size, content=content, block_size=BLOCK_MIN)
+        self._reader.growing.pop(item.path, None)
+        self._done(
+            item, status, TYPE_FILE, xattrs, sent=not (same and metadata), size=size, content=content,
+            block_size=BLOCK_MIN,
+        )  # fmt: skip
+
+    def _how(
+        self, path: bytes, content: bytes, hashes: bytes, size: int
+    ) -> tuple[tuple[int, ...], tuple[int, ...], bytes]:
+        if not size:
+            return (), (), b""
+        if hashes == zero_hash(size):
+            return (), (0,), b""
+        source = self._source(path, content, size)
+        return ((), (), source) if source else ((0,), (), b"")
+
+    def _source(self, path: bytes, content: bytes, size: int) -> bytes:
+        if size < COPY_SOURCE_MIN or self._reader.whole:
+            return b""
+        source = self._catalogue.path_with(content)
+        return source if source is not None and source != path and self._reader.may_copy(source) else b""
+
+    def _large(self, fd: int, item: Item, status: os.stat_result, entry: Entry | None) -> Iterator[None]:
+        size = status.st_size
+        step = block_size_for(size)
+        hashes = _hashed(fd, status, step)
+        content = whole_hash(hashes, size)
+        xattrs = self._xattrs(fd)
+        same, metadata = _compared(entry, content, status, xattrs)
+        have = self._base(item.path, entry, step, size)
+        if same:
+            if not metadata:
+                self._meta(item, status, xattrs, size=size, content=content, block_size=step)
+        elif source := self._source(item.path, content, size):
+            self.change(
+                item, status, xattrs, PUT, type=TYPE_FILE, size=size, hash=content, block_size=step, copy_from=source
+            )
+        else:
+            piece = _Piece(self, item, status, xattrs=xattrs, content=content, step=step)
+            for _ in piece.send(fd, hashes, have):
+                yield
+            hashes, content = piece.hashes, piece.content
+        self._reader.growing.pop(item.path, None)
+        if moved_on(status, os.fstat(fd)):
+            self._met.again.append(item.path)
+        self._done(
+            item, status, TYPE_FILE, xattrs, sent=not (same and metadata), size=size, content=content,
+            block_size=step, hashes=hashes,
+        )  # fmt: skip
+
+    def _base(self, path: bytes, entry: Entry | None, step: int, size: int) -> bytes:
+        growth = self._reader.growing.get(path)
+        if growth is not None:
+            return growth.known(step, size)
+        if entry is None or entry.block_size != step:
+            return b""
+        return entry.block_hashes
+
+    def _look_for_database(self, path: bytes, view: memoryview) -> None:
+        if bytes(view[:16]) == b"SQLite format 3\0":
+            self._met.databases.append(path)
+
+    # ---- records
+
+    def _meta(
+        self, item: Item, status: os.stat_result, xattrs: bytes, *, size: int, content: bytes, block_size: int
+    ) -> None:
+        self.change(item, status, xattrs, META, type=TYPE_FILE, size=size, hash=content, block_size=block_size)
+
+    def change(self, item: Item, status: os.stat_result, xattrs: bytes, action: int, **fields: object) -> None:
+        """Adds a change of an object that is there."""
+        self.builder.add(
+            path=item.path,
+            xattrs=decode_xattrs(xattrs) if xattrs else (),
+            action=action,
+            mode=status.st_mode & 0o7777,
+            uid=status.st_uid,
+            gid=status.st_gid,
+            mtime_ns=status.st_mtime_ns,
+            unit=item.unit,
+            **fields,
+        )
+
+    def _done(
+        self, item: Item, status: os.stat_result, kind: int, xattrs: bytes, *, sent: bool, size: int = 0,
+        content: bytes = b"", block_size: int = 0, hashes: bytes = b"", link_target: bytes = b"",
+    ) -> None:  # fmt: skip
+        racy = kind == TYPE_FILE and time.clock_gettime_ns(time.CLOCK_REALTIME) - status.st_ctime_ns < RACY_NS
+        row: Row = (
+            key_of(item.path), kind, status.st_mode & 0o7777, status.st_uid, status.st_gid, status.st_mtime_ns, size,
+            content, block_size, hashes if len(hashes) > HASH_BYTES else b"", link_target, xattrs,
+            0 if racy else status.st_ino, 0 if racy else status.st_ctime_ns,
+        )  # fmt: skip
+        self.outcomes.append(Outcome(path=item.path, mark=item.mark, row=row, sent=sent))
+
+
+class _Piece:
+    """Sends the blocks of one large file that the Standby lacks."""
+
+    def __init__(
+        self, group: Group, item: Item, status: os.stat_result, *, xattrs: bytes, content: bytes, step: int
+    ) -> None:
+        self._add = group.change
+        self._builder = group.builder
+        self._item, self._status, self._xattrs, self._step = item, status, xattrs, step
+        self._blocks: list[int] = []
+        self._zeros: list[int] = []
+        self._kept = 0
+        self.content = content
+        self.hashes = b""
+
+    def send(self, fd: int, hashes: bytes, have: bytes) -> Iterator[None]:
+        size, step = self._status.st_size, self._step
+        final = bytearray(hashes)
+        for number in range(len(hashes) // HASH_BYTES):
+            place = slice(number * HASH_BYTES, number * HASH_BYTES + HASH_BYTES)
+            wanted, length = hashes[place], min(step, size - number * step)
+            if have[place] == wanted:
+                continue
+            if wanted == zero_hash(length):
+                self._zeros.append(number)
+                continue
+            if self._builder.used and self._builder.used + length > FRAME_TARGET_BYTES:
+                if self._blocks or self._zeros:
+                    self._close(more=True)
+                yield
+            view = self._builder.place(length)
+            got = os.preadv(fd, [view], number * step)
+            if got < length:
+                # Cut short under our eyes: zeros stand for what is gone, the next reading mends it.
+                view[got:] = bytes(length - got)
+            self._builder.keep(length)
+            self._kept += length
+            self._blocks.append(number)
+            final[place] = block_hash(view)
+        self.hashes = bytes(final)
+        self.content = whole_hash(self.hashes, size)
+        self._close(more=False)
+
+    def _close(self, *, more: bool) -> None:
+        self._add(
+            self._item, self._status, self._xattrs, PUT, type=TYPE_FILE, size=self._status.st_size,
+            hash=self.content, block_size=self._step, blocks=self._blocks, zero_blocks=self._zeros,
+            payload_bytes=self._kept, more=more,
+        )  # fmt: skip
+        self._blocks, self._zeros, self._kept = [], [], 0
+
+
+def _compared(entry: Entry | None, content: bytes, status: os.stat_result, xattrs: bytes) -> tuple[bool, bool]:
+    """Whether the content, and whether the metadata is what the Standby has."""
+    if entry is None or entry.hash != content or entry.size != status.st_size:
+        return False, False
+    return True, _same_metadata(entry, status, xattrs)
+
+
+def _same_metadata(entry: Entry, status: os.stat_result, xattrs: bytes) -> bool:
+    return (
+        entry.mode == status.st_mode & 0o7777
+        and entry.mtime_ns == status.st_mtime_ns
+        and entry.uid == status.st_uid
+        and entry.gid == status.st_gid
+        and entry.xattrs == xattrs
+    )
+
+
+def _hashed(fd: int, status: os.stat_result, step: int) -> bytes:
+    """Block hashes of the first ``st_size`` bytes; holes are not read, what is missing counts as zeros."""
+    size = status.st_size
+    sparse = status.st_blocks * 512 < size
+    buffer = memoryview(bytearray(step))
+    parts: list[bytes] = []
+    data = 0
+    for start in range(0, size, step):
+        length = min(step, size - start)
+        if sparse and data < start + length and data <= start:
+            data = _next_data(fd, start, size)
+        if sparse and data >= start + length:
+            parts.append(zero_hash(length))
+            continue
+        view = buffer[:length]
+        got = os.preadv(fd, [view], start)
+        if got < length:
+            view[got:] = bytes(length - got)
+        parts.append(block_hash(view))
+    return b"".join(parts)
+
+
+def _next_data(fd: int, start: int, size: int) -> int:
+    try:
+        return os.lseek(fd, start, os.SEEK_DATA)
+    except OSError:
+        return size  # no data after this: a hole to the end

@@ -1,0 +1,508 @@
+"""The Active's end of a tree: an event loop's face on a worker thread (``worker.py``).
+
+One task per source drains the watcher, asks ``Settle`` what is due, advances scans in slices and keeps the guards;
+frames are produced when the session asks. Everything that blocks runs in one thread, in order, so the catalogue has one
+user.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from ha_sync.capture.settle import Due, Settle, SettleRules
+from ha_sync.capture.tree.events import Heard, Hearing
+from ha_sync.capture.tree.rules import Rules
+from ha_sync.capture.tree.session import TreeSession
+from ha_sync.capture.tree.worker import Told, TreeWorker
+from ha_sync.config import TreeSettings
+from ha_sync.core.dataset import DatasetReport, DatasetState, Report
+from ha_sync.core.lag import LagLedger
+from ha_sync.core.position import NOWHERE, Answer, Epoch, Position, Sequence, answer_to
+from ha_sync.errors import WrongState
+from ha_sync.files.watch import Watcher, needs_polling
+
+T = TypeVar("T")
+
+TICK_S = 0.1
+"""How often files that are being written are looked at; their events do not wake anybody."""
+
+SLICE_S = 0.02
+RECONCILE_DUTY = 0.1
+"""The share of the thread's time that a reconcile may take while it runs."""
+
+ROOT_EVERY_S = 2.0
+POLL_DEFAULT_S = 5.0
+POLL_DUTY = 0.05
+ACK_EVERY_S = 0.02
+STOP_S = 30.0
+
+
+class _Scan:
+    """A scan that is going on, or will."""
+
+    def __init__(self, path: bytes, *, noticed: float, slow: bool = False) -> None:
+        self.path = path
+        self.noticed = noticed
+        self.slow = slow
+        self.steps: Iterator[None] | None = None
+        self.not_before = 0.0
+
+
+class TreeSource:
+    """See the module; the methods are those of ``core.dataset.Source``."""
+
+    def __init__(self, settings: TreeSettings, *, catalogue_path: str, report: Report) -> None:
+        self._settings = settings
+        self._catalogue_path = catalogue_path
+        self._report = report
+        self._rules = Rules(settings.exclude + settings.node_local, mailboxes=settings.mailboxes)
+        self._settle = Settle(SettleRules(quiet_s=settings.quiet_ms / 1000, growing=settings.growing))
+        self._hearing = Hearing(self._rules, self._settle)
+        self._ledger = LagLedger()
+        self._executor: ThreadPoolExecutor | None = None
+        self._made: TreeWorker | None = None
+        self._watcher: Watcher | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._wake = asyncio.Event()
+        self._moved = asyncio.Event()  # something was acknowledged, scanned or sent
+        self._scans: deque[_Scan] = deque()
+        self._session: TreeSession | None = None
+        self._acked = Sequence(0)
+        self._ack_due = False
+        self._started = asyncio.Event()
+        self._acknowledged: Position | None = None
+        self._failed = ""
+        self._polling = False
+        self._poll_s = math.inf
+        self._epoch = Epoch(0)
+        self._next_reconcile = math.inf
+        self._next_look = 0.0
+
+    # ---- life
+
+    async def open(self, epoch: Epoch) -> None:
+        """Starts capture; a root that is not there yet is waited for."""
+        self._epoch = epoch
+        self._loop = asyncio.get_running_loop()
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"tree-{self._settings.name}")
+        self._made = await self.run(self._begin)
+        self._task = asyncio.create_task(self._main(), name=f"capture {self._settings.name}")
+
+    def _begin(self) -> TreeWorker:
+        worker = TreeWorker(self._settings, self._catalogue_path, self._rules)
+        worker.open(self._epoch)
+        worker.is_open = self._settle.is_open
+        return worker
+
+    @property
+    def worker(self) -> TreeWorker:
+        """The blocking half; raises WrongState before ``open``."""
+        if self._made is None:
+            raise WrongState("the dataset is not open", subject=self._settings.name)
+        return self._made
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Runs blocking work in the dataset's thread."""
+        assert self._loop is not None
+        assert self._executor is not None
+        return await self._loop.run_in_executor(self._executor, work)
+
+    async def close(self) -> None:
+        """Stops capture."""
+        if self._session is not None:
+            await self._session.close()
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+        if self._made is not None:
+            worker, self._made = self._made, None
+            await self.run(lambda: self._end(worker))
+        if self._executor is not None:
+            self._executor.shutdown(wait=False)
+            self._executor = None
+
+    def _end(self, worker: TreeWorker) -> None:
+        if self._watcher is not None:
+            self._watcher.close()
+            self._watcher = None
+        worker.close()
+
+    async def detach(self) -> tuple[str, ...]:
+        """Removes the marker from the root."""
+        return await self.run(self._remove_marker)
+
+    def _remove_marker(self) -> tuple[str, ...]:
+        guard = self.worker.guard
+        return guard.remove_marker() if guard is not None else ()
+
+    # ---- the task
+
+    async def _main(self) -> None:
+        while True:
+            try:
+                await self._capture()
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever it was, the dataset says so and tries again
+                self._failed = f"{type(error).__name__}: {error}"
+                self._report("error", "capture failed and starts again", {"reason": self._failed})
+                await asyncio.sleep(ROOT_EVERY_S)
+
+    async def _capture(self) -> None:
+        await self._enter()
+        while True:
+            await self._sleep()
+            self._wake.clear()
+            now = time.monotonic()
+            self.drain(now)
+            await self.settle_due(self._settle.due(now))
+            await self._advance_scan(now)
+            await self._keep(now)
+
+    async def _sleep(self) -> None:
+        now = time.monotonic()
+        at = min(self._settle.next_at(), now + TICK_S)
+        if self._scans:
+            at = min(at, self._scans[0].not_before)
+        if self._wake.is_set() or at <= now:
+            await asyncio.sleep(0)
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(asyncio.get_running_loop().time() + at - now):
+                await self._wake.wait()
+
+    async def _enter(self) -> None:
+        while not await self.run(self.worker.enter_root):
+            await asyncio.sleep(ROOT_EVERY_S if self._started.is_set() else 0.2)
+        self._tell(await self.run(self.worker.take_told))
+        await self.run(self._start_watching)
+        self._failed = ""
+        now = time.monotonic()
+        self._scans.clear()
+        self._scans.append(_Scan(b"", noticed=0.0))
+        self._next_reconcile = now + self._settings.reconcile_s
+        self._next_look = now + ROOT_EVERY_S
+
+    def _start_watching(self) -> None:
+        guard = self.worker.guard
+        assert guard is not None
+        polled = needs_polling(guard.kind)
+        self._polling = polled
+        self._poll_s = math.inf
+        if polled or self._settings.poll_s is not None:
+            self._poll_s = self._settings.poll_s if self._settings.poll_s is not None else POLL_DEFAULT_S
+        if not polled and self._watcher is None:
+            self._watcher = Watcher(self._rouse)
+
+    def _rouse(self) -> None:
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._wake.set)
+
+    def drain(self, now: float) -> None:
+        """Takes what the watcher heard."""
+        if self._watcher is None:
+            return
+        drained = self._watcher.drain()
+        if drained.lost:
+            self._report("warning", "file events were lost: the tree is scanned again", {})
+            self._scan(b"", noticed=now)
+        if drained.events:
+            self._hear(self._hearing.hear(drained.events, now), now)
+
+    def _hear(self, heard: Heard, now: float) -> None:
+        watcher = self._watcher
+        if heard.forget and watcher is not None and self._executor is not None:
+            for path in heard.forget:
+                # In order before any scan that follows: the same directory under its new name has the same watch.
+                self._executor.submit(watcher.forget, path)
+        for path in heard.scan:
+            self._scan(path, noticed=now)
+        if heard.root_lost:
+            self._next_look = 0.0
+
+    def _scan(self, path: bytes, *, noticed: float, slow: bool = False) -> None:
+        below = path + b"/" if path else b""
+        waiting = [s for s in self._scans if s.steps is None]
+        if any(s.path == path or not s.path for s in waiting if not s.slow):
+            return
+        covered = {id(s) for s in waiting if s.path.startswith(below)}
+        self._scans = deque(s for s in self._scans if id(s) not in covered)
+        scan = _Scan(path, noticed=noticed, slow=slow)
+        # A new directory must not wait for a slow reconcile.
+        if not slow and self._scans and (self._scans[0].slow or not self._scans[0].noticed) and self._started.is_set():
+            self._scans.appendleft(scan)
+        else:
+            self._scans.append(scan)
+
+    async def settle_due(self, due: Due) -> None:
+        """Marks what is due and rouses the session."""
+        if not (due.ready or due.units or due.grow or due.look):
+            return
+        marking = self.run(lambda: self._mark(due))
+        work = asyncio.ensure_future(marking)
+        if self._session is not None:
+            # Its work queues up behind the marking, so no time is lost by waiting here first.
+            await asyncio.sleep(0)
+            self._session.rouse()
+        self._tell(await work)
+
+    def _mark(self, due: Due) -> Told:
+        self.worker.mark(due)
+        return self.worker.take_told()
+
+    def _tell(self, told: Told) -> None:
+        now = time.monotonic()
+        for sequence, noticed in told.notices:
+            self._ledger.noticed(sequence, at=noticed)
+        for path in told.again:
+            self._settle.modified(path, now)
+        for path, cost in told.costs:
+            self._settle.spent(path, cost, now)
+        for path in told.logs:
+            self._settle.publish_open(path, now)
+        for waits in told.relocked:
+            self._settle.locked(waits.mailbox, waits.folder, now)
+            for path, noticed in waits.paths.items():
+                self._settle.unit_changed(waits.mailbox, path, noticed or now)
+        for severity, what, fields in told.reports:
+            self._report(severity, what, {"dataset": self._settings.name, **fields})
+        self._moved.set()
+
+    async def _advance_scan(self, now: float) -> None:
+        if not self._scans or self._scans[0].not_before > now:
+            return
+        scan = self._scans[0]
+        done, told = await self.run(lambda: self._slice(scan))
+        self._tell(told)
+        if scan.slow:
+            scan.not_before = time.monotonic() + SLICE_S / RECONCILE_DUTY
+        if self._session is not None:
+            self._session.rouse()
+        if done:
+            with contextlib.suppress(ValueError):
+                self._scans.remove(scan)
+            if not scan.path:
+                self._started.set()
+                self._rearm(time.monotonic() - now)
+
+    def _slice(self, scan: _Scan) -> tuple[bool, Told]:
+        until = time.monotonic() + SLICE_S
+        if scan.steps is None:
+            watch = self._watcher.add if self._watcher is not None else None
+            scan.steps = self.worker.scan(scan.path, watch, noticed=scan.noticed)
+        for _ in scan.steps:
+            if time.monotonic() >= until:
+                return False, self.worker.take_told()
+        return True, self.worker.take_told()
+
+    def _rearm(self, took_s: float) -> None:
+        unwatched = self.worker.tally.unwatched
+        if unwatched and not self._polling:
+            self._report(
+                "warning", "directories cannot be watched: the tree is scanned instead",
+                {"dataset": self._settings.name, "directories": unwatched, "hint": "raise fs.inotify.max_user_watches"},
+            )  # fmt: skip
+            self._poll_s = min(self._poll_s, POLL_DEFAULT_S)
+        self._next_reconcile = time.monotonic() + min(
+            self._settings.reconcile_s, max(self._poll_s, took_s / POLL_DUTY)
+        )  # fmt: skip
+
+    async def _keep(self, now: float) -> None:
+        if now >= self._next_reconcile and not self._scans:
+            self._next_reconcile = math.inf
+            self._scan(b"", noticed=0.0, slow=self._poll_s == math.inf)
+        if now >= self._next_look:
+            self._next_look = now + ROOT_EVERY_S
+            self._tell(await self.run(self._look))
+
+    def _look(self) -> Told:
+        worker = self.worker
+        if worker.guard is not None and not worker.halted and (reason := worker.guard.look()):
+            worker.halt(reason)
+        return worker.take_told()
+
+    # ---- sessions
+
+    async def subscribe(self, applied: Position) -> TreeSession:
+        """Begins a session; an earlier one ends."""
+        if self._session is not None:
+            await self._session.close()
+        worker = self.worker
+        await self._started_or_waiting()
+        journal = worker.journal
+        answer = answer_to(applied=applied, captured=journal.captured, oldest_kept=Sequence(0))
+        if not journal.peer_known:
+            answer = Answer.COMPARE
+        await self.run(lambda: worker.begin(applied, resume=answer is Answer.RESUME))
+        if answer is Answer.RESUME:
+            self.note_acknowledged(applied.sequence)
+        else:
+            self._ledger.forget_pending()
+        session = TreeSession(self, answer)
+        self._session = session
+        return session
+
+    async def _started_or_waiting(self) -> None:
+        while not self._started.is_set() and self.worker.root is not None and not self.worker.halted:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await self._started.wait()
+
+    def ended(self, session: TreeSession) -> None:
+        """Called by a session that closes."""
+        if self._session is session:
+            self._session = None
+
+    def tell(self, told: Told) -> None:
+        """What a session's work has brought up."""
+        self._tell(told)
+
+    def note_acknowledged(self, sequence: Sequence) -> None:
+        """The Standby has everything up to here; the catalogue learns it in batches."""
+        now = time.monotonic()
+        self._ledger.acknowledged(sequence, at=now)
+        self._acked = max(self._acked, sequence)
+        self._acknowledged = self.worker.journal.position(self._acked)
+        if not self._ack_due and self._loop is not None:
+            self._ack_due = True
+            self._loop.call_later(ACK_EVERY_S, self._flush_acks)
+        self._moved.set()
+
+    def need(self, paths: tuple[bytes, ...]) -> None:
+        """The Standby cannot use what it has of these."""
+        worker, executor = self._made, self._executor
+        if worker is not None and executor is not None:
+            executor.submit(worker.need, paths)
+            if self._session is not None:
+                self._session.rouse()
+
+    def _flush_acks(self) -> None:
+        self._ack_due = False
+        worker, session, executor = self._made, self._session, self._executor
+        if worker is None or session is None or executor is None:
+            return
+        sequence = self._acked
+        executor.submit(worker.acknowledge, sequence)
+        session.rouse()
+        self._moved.set()
+
+    # ---- barrier and operator
+
+    async def settled(self) -> Position:
+        """Notices everything that was durable before the call."""
+        await self._started.wait()
+        if self._watcher is not None and not self._polling:
+            await self._fence()
+        else:
+            self._scan(b"", noticed=0.0)
+            self._wake.set()
+        while self._scans and any(not s.slow for s in self._scans):
+            await self._progress()
+        self.drain(time.monotonic())
+        while any(not s.slow for s in self._scans):
+            await self._progress()
+        await self.settle_due(self._settle.flush())
+        while not self._is_covered():
+            await self._progress()
+        return await self.run(self._cover)
+
+    async def _fence(self) -> None:
+        passed = asyncio.Event()
+        loop, watcher = self._loop, self._watcher
+        assert loop is not None
+        assert watcher is not None
+        place = os.fsencode(self._catalogue_path) + b".fence"
+
+        def pass_on() -> None:
+            loop.call_soon_threadsafe(passed.set)
+
+        await self.run(lambda: watcher.fence(place, pass_on))
+        async with asyncio.timeout(STOP_S):
+            await passed.wait()
+
+    def _is_covered(self) -> bool:
+        """Whether a position can cover everything: nothing is held, and the bulk was handed out."""
+        journal = self.worker.journal
+        return journal.synced_at is not None and not journal.held and not journal.bulk and not self.worker.growing_due
+
+    def _cover(self) -> Position:
+        return self.worker.journal.captured
+
+    async def _progress(self) -> None:
+        self._moved.clear()
+        if self._session is not None:
+            self._session.rouse()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TICK_S):
+                await self._moved.wait()
+
+    async def resume(self, *, accept_deletes: bool) -> None:
+        """Goes on after a halt."""
+        worker = self.worker
+        if not worker.halted:
+            raise WrongState("nothing to resume", subject=self._settings.name, reason="the dataset is not halted")
+        if not await self.run(lambda: worker.resume(accept_deletes=accept_deletes)):
+            raise WrongState("cannot resume", subject=self._settings.name, reason="its root is not there")
+        self._tell(await self.run(worker.take_told))
+        if self._watcher is not None:
+            watcher = self._watcher
+            await self.run(lambda: watcher.forget(b""))
+        self._scans.clear()
+        self._scans.append(_Scan(b"", noticed=0.0))
+        self._wake.set()
+
+    def report(self) -> DatasetReport:
+        """How it is doing."""
+        worker = self._made
+        if worker is None:
+            return DatasetReport(state=DatasetState.STARTING, position=NOWHERE)
+        state, reason = self._state(worker)
+        journal, tally = worker.journal, worker.tally
+        watches = self._watcher.count if self._watcher is not None else 0
+        backlog = journal.backlog + self._settle.waiting if journal.peer_known else tally.objects
+        return DatasetReport(
+            state=state,
+            reason=reason,
+            method="tree: inotify" if not self._polling else f"tree: scanned every {self._poll_s:g} s",
+            position=journal.captured,
+            acknowledged=self._acknowledged,
+            backlog=backlog,
+            lag=self._ledger.summary(now=time.monotonic()),
+            counts=(
+                ("entries", tally.objects),
+                ("skipped_special", tally.skipped_special),
+                ("too_long", tally.too_long),
+                ("unreadable", tally.unreadable + worker.met.unreadable),
+                ("watches", watches),
+                ("growing", len(worker.growing)),
+            ),
+        )
+
+    def _state(self, worker: TreeWorker) -> tuple[DatasetState, str]:
+        if worker.halted:
+            return DatasetState.HALTED, worker.halted
+        if self._failed:
+            return DatasetState.FAILED, self._failed
+        if worker.root is None:
+            return DatasetState.WAITING, f"{self._settings.path} does not exist"
+        if not self._started.is_set():
+            return DatasetState.STARTING, "first scan"
+        if self._session is None:
+            return DatasetState.WAITING, "no standby"
+        if worker.journal.synced_at is None:
+            return DatasetState.SYNCING, ""
+        if worker.tally.unwatched and not self._polling:
+            return DatasetState.DEGRADED, f"{worker.tally.unwatched} directories cannot be watched"
+        return DatasetState.STREAMING, ""

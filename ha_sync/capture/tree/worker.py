@@ -1,0 +1,617 @@
+"""Everything of a tree's capture that blocks: one object, used by one thread.
+
+The source (event loop) tells it what became due; it marks, scans in slices, and produces the frames of one group after
+the other: live changes first, then growing files, then the bulk of a sync. Times are monotonic seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from ha_sync.capture.settle import Due
+from ha_sync.capture.tree.comparing import Comparison
+from ha_sync.capture.tree.frames import FrameBuilder, frames_of, nothing
+from ha_sync.capture.tree.growth import GROW_RESTART_MAX, GROWING_MAX, Growth
+from ha_sync.capture.tree.guard import MASS_MIN, RootGuard, boot_id
+from ha_sync.capture.tree.journal import Journal, Notice
+from ha_sync.capture.tree.reading import GROW, Group, Item, Met, Reader
+from ha_sync.capture.tree.rules import LOCK, Rules, unit_order
+from ha_sync.capture.tree.scan import Tally, Walk, Watch, differences
+from ha_sync.catalogue.tree import TYPE_FILE, TreeCatalogue, key_of
+from ha_sync.config import TreeSettings
+from ha_sync.core.frame import FRAME_TARGET_BYTES, Frame
+from ha_sync.core.position import Epoch, Position, Sequence
+from ha_sync.errors import HaSyncError
+from ha_sync.files.confine import Root
+
+GROUP_CHANGES_MAX = 2000
+GROUP_BYTES_MAX = 8 * 1024 * 1024
+MISSING_MAX = 100_000
+"""Missing paths kept until a scan ends; beyond it they are judged in portions."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Relocked:
+    """A mailbox found locked when it was to be read: it waits again."""
+
+    mailbox: bytes
+    folder: bytes
+    paths: dict[bytes, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class Told:
+    """What the event loop learns from a piece of work."""
+
+    notices: list[Notice] = field(default_factory=list)
+    again: list[bytes] = field(default_factory=list)
+    costs: list[tuple[bytes, float]] = field(default_factory=list)
+    logs: list[bytes] = field(default_factory=list)  # open files that are no recordings in progress
+    relocked: list[Relocked] = field(default_factory=list)
+    reports: list[tuple[str, str, dict[str, object]]] = field(default_factory=list)
+
+
+class TreeWorker:
+    """See the module."""
+
+    def __init__(self, settings: TreeSettings, catalogue_path: str, rules: Rules) -> None:
+        self._settings = settings
+        self._rules = rules
+        self.catalogue = TreeCatalogue(catalogue_path)
+        self.journal = Journal(self.catalogue)
+        self.root: Root | None = None
+        self.guard: RootGuard | None = None
+        self.halted = ""
+        self.told = Told()
+        self.tally = Tally()
+        self.met = Met()
+        self.growing: dict[bytes, Growth] = {}
+        self.session = 0
+        self._directories: set[bytes] = set()
+        self._grow: dict[bytes, None] = {}
+        self._current: Iterator[Frame] | None = None
+        self._comparison: Comparison | None = None
+        self.is_open: Callable[[bytes], bool] = lambda _: False  # a file that is being written: it is read when closed
+        self._whole_until = Sequence(0)
+        self._continued = False
+        self._stored_acknowledged = Sequence(0)
+        self._accept_deletes = False
+        self._overdue: set[bytes] = set()  # mailboxes that were locked for too long: read as they are
+        self._warned: set[bytes] = set()
+
+    # ---- life
+
+    def open(self, epoch: Epoch) -> None:
+        """Goes on in the stored journal, or begins a new one."""
+        clean = self.catalogue.get("closed_in_boot") == "clean"
+        same_boot = self.catalogue.get("boot") == boot_id()
+        # Our notes are not synced: after a crash of the machine they may be older than what the Standby was sent.
+        self.journal.open(epoch, trusted=(clean or same_boot) and not self.catalogue.lost)
+        self._continued = self.journal.peer_known
+        self._stored_acknowledged = self.journal.acknowledged
+        with self.catalogue.transaction(durable=True):
+            self.catalogue.put("boot", boot_id())
+            self.catalogue.put("closed_in_boot", "no")
+
+    def close(self) -> None:
+        """Stores what is known and closes everything."""
+        self._drop_current()
+        with self.catalogue.transaction(durable=True):
+            self.catalogue.mark_dirty([(path, seq) for path, (seq, _) in self.journal.live.items()])
+            self.catalogue.mark_dirty([(path, self.journal.next_sequence()) for path in self.journal.held])
+            self.catalogue.put("closed_in_boot", "clean")
+        self.leave_root()
+        self.catalogue.close()
+
+    def enter_root(self) -> bool:
+        """Opens the root if it is there; a guard may halt."""
+        try:
+            self.root = Root(self._settings.path)
+        except OSError:
+            return False
+        self.guard = RootGuard(self.root, self.catalogue, percent=self._settings.mass_delete_percent)
+        try:
+            reason = self.guard.enter()
+        except OSError as error:
+            reason = f"the root's marker cannot be written: {error.strerror}"
+        if reason:
+            self.halt(reason)
+        return True
+
+    def leave_root(self) -> None:
+        """Closes the root's descriptors."""
+        if self.root is not None:
+            self.root.close()
+            self.root = None
+
+    def halt(self, reason: str) -> None:
+        """A guard stops the dataset: nothing is sent until an operator resumes it."""
+        if not self.halted:
+            self.halted = reason
+            self._drop_current()
+            self.told.reports.append(
+                ("error", "dataset halted: nothing is deleted on the standby", {"reason": reason, "hint": _HINT})
+            )
+
+    def resume(self, *, accept_deletes: bool) -> bool:
+        """Goes on after a halt; the caller scans the whole tree afterwards. False where there is no root."""
+        self.halted = ""
+        self.leave_root()
+        try:
+            self.root = Root(self._settings.path)
+        except OSError:
+            return False
+        self.guard = RootGuard(self.root, self.catalogue, percent=self._settings.mass_delete_percent)
+        if accept_deletes:
+            self.guard.adopt()
+        elif reason := self.guard.enter():
+            self.halt(reason)
+        self._accept_deletes = accept_deletes
+        with self.catalogue.transaction(durable=False):
+            self.catalogue.clear_dirty()
+        self.journal.live.clear()
+        self.journal.held.clear()
+        self.journal.ground()
+        return True
+
+    def take_told(self) -> Told:
+        """What happened since the last time."""
+        met = self.met
+        self.told.again += met.again
+        self.told.costs += met.costs
+        for path, reason in met.errors:
+            if path not in self._warned and len(self._warned) < 1000:
+                self._warned.add(path)
+                fields: dict[str, object] = {"path": os.fsdecode(path), "reason": reason}
+                self.told.reports.append(("warning", "an object cannot be read", fields))
+        for path in met.databases:
+            if path not in self._warned and len(self._warned) < 1000:
+                self._warned.add(path)
+                hint = 'declare it as a dataset of its own: kind = "sqlite"'
+                fields = {"path": os.fsdecode(path), "hint": hint}
+                self.told.reports.append(("warning", "a SQLite database inside a tree", fields))
+        met.again, met.costs, met.errors, met.databases = [], [], [], []
+        told, self.told = self.told, Told()
+        return told
+
+    # ---- noticing
+
+    def mark(self, due: Due) -> None:
+        """What became due is dirty now."""
+        journal = self.journal
+        for path, noticed in due.ready.items():
+            self._mark(path, noticed)
+        for unit in due.units:
+            for path, noticed in unit.paths.items():
+                self._mark(path, noticed)
+            if unit.overdue:
+                self._overdue.add(unit.mailbox)
+                self._report_overdue(unit.mailbox)
+        for path in due.grow:
+            self._grow[path] = None
+        for path in due.look:
+            self._look(path)
+        self._judge(list(due.ready) + [path for unit in due.units for path in unit.paths])
+        journal.spill()
+
+    def _mark(self, path: bytes, noticed: float) -> None:
+        if not self.journal.peer_known:
+            return  # whoever comes first compares, and finds it
+        notice = self.journal.mark(path, noticed)
+        if notice is not None and noticed:
+            self.told.notices.append(notice)
+
+    def _report_overdue(self, mailbox: bytes) -> None:
+        fields: dict[str, object] = {"mailbox": os.fsdecode(mailbox)}
+        self.told.reports.append(("warning", "a mailbox stays locked: read as it is", fields))
+
+    def _look(self, path: bytes) -> None:
+        """Created and not closed: what is never closed is shipped now."""
+        try:
+            status = self._rooted().lstat(path)
+        except (OSError, HaSyncError):
+            return
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            self._mark(path, time.monotonic())
+
+    def _judge(self, paths: Iterable[bytes]) -> None:
+        """Counts the files among these that are gone."""
+        if not self.journal.peer_known or self.root is None:
+            return
+        gone = 0
+        for path in paths:
+            try:
+                self.root.lstat(path)
+            except (OSError, HaSyncError):
+                entry = self.catalogue.entry(path)
+                if entry is not None:
+                    gone += 1 if entry.type == TYPE_FILE else self.catalogue.files_below(path)
+        if gone:
+            self._deleting(gone)
+
+    def _deleting(self, files: int) -> None:
+        assert self.guard is not None
+        reason = self.guard.deleting(files, now=time.monotonic())
+        if self._accept_deletes:
+            return
+        reason = self.guard.look() or reason
+        if reason:
+            self.halt(reason)
+
+    def _rooted(self) -> Root:
+        if self.root is None:
+            raise FileNotFoundError(self._settings.path)
+        return self.root
+
+    # ---- scanning
+
+    def scan(self, path: bytes, watch: Watch | None, *, noticed: float) -> Iterator[None]:
+        """Finds what differs at and below ``path``; pausing often. ``noticed``: since when, 0 where nobody knows."""
+        if self.root is None:
+            return
+        walk = Walk(self.root, self._rules, watch)
+        if not self.journal.peer_known:
+            yield from self._watch_only(walk, path)
+            return
+        missing: list[bytes] = []
+        missing_files = 0
+        for found in differences(self.catalogue, walk, path):
+            if found is not None:
+                self._found(found.changed, noticed)
+                missing += found.missing
+                missing_files += found.missing_files
+                if len(missing) > MISSING_MAX:
+                    self._lost(missing, missing_files)
+                    missing, missing_files = [], 0
+            yield
+        self._lost(missing, missing_files)
+        self._count(walk.tally, path)
+
+    def _watch_only(self, walk: Walk, path: bytes) -> Iterator[None]:
+        for steps, _ in enumerate(walk.below(path), 1):
+            if steps % 500 == 0:
+                yield
+        self._count(walk.tally, path)
+
+    def _count(self, tally: Tally, path: bytes) -> None:
+        if not path:
+            self.tally = tally
+        else:
+            self.tally.skipped_special += tally.skipped_special
+            self.tally.too_long += tally.too_long
+            self.tally.unreadable += tally.unreadable
+            self.tally.unwatched += tally.unwatched
+            self.tally.objects += tally.objects
+
+    def _found(self, paths: tuple[bytes, ...], noticed: float) -> None:
+        paths = tuple(path for path in paths if not self.is_open(path))
+        if noticed and len(self.journal.live) + len(paths) <= GROUP_CHANGES_MAX:
+            for path in paths:
+                self._mark(path, noticed)
+            return
+        with self.catalogue.transaction(durable=False):
+            self.journal.mark_bulk(path for path in paths if path not in self.journal.live)
+
+    def _lost(self, missing: list[bytes], files: int) -> None:
+        if not missing:
+            return
+        if files:
+            self._deleting(files)
+        self._found(tuple(missing), 0.0)
+
+    # ---- sessions
+
+    def begin(self, applied: Position, *, resume: bool) -> None:
+        """A session begins."""
+        self._drop_current()
+        self.growing.clear()
+        self._directories.clear()
+        journal = self.journal
+        if resume:
+            journal.acknowledge(applied.sequence)
+            if self._continued and applied.sequence != self._stored_acknowledged:
+                self._whole_until = journal.captured.sequence
+        journal.ground()
+        self._continued = False
+
+    @property
+    def growing_due(self) -> bool:
+        """Whether appended bytes wait to be sent."""
+        return bool(self._grow)
+
+    def acknowledge(self, sequence: Sequence) -> None:
+        """Everything up to ``sequence`` is durable on the Standby."""
+        self.journal.acknowledge(sequence)
+
+    def begin_compare(self) -> None:
+        """The Standby's inventory follows."""
+        self._drop_current()
+        self.journal.begin_sync()
+        self._directories.clear()
+        self._whole_until = Sequence(0)
+        if self.root is not None:
+            self._comparison = Comparison(
+                self.catalogue, self.journal, Walk(self.root, self._rules, None), self._rules
+            )  # fmt: skip
+
+    def feed(self, chunk: bytes) -> None:
+        """A chunk of it."""
+        if self._comparison is not None:
+            self._comparison.feed(chunk)
+
+    def end_compare(self) -> None:
+        """All of it."""
+        comparison, self._comparison = self._comparison, None
+        if comparison is None:
+            return
+        comparison.end()
+        if comparison.gone_files >= MASS_MIN:
+            self._deleting(comparison.gone_files)
+
+    def need(self, paths: tuple[bytes, ...]) -> None:
+        """The Standby cannot use what it has of these."""
+        for path in paths:
+            self.growing.pop(path, None)
+            self._directories.discard(path)
+        with self.catalogue.transaction(durable=False):
+            self.catalogue.remove_entries(paths)
+            self.journal.mark_bulk(paths)
+
+    def end(self) -> None:
+        """The session is over."""
+        self._drop_current()
+        self._comparison = None
+        self.journal.ground()
+
+    def _drop_current(self) -> None:
+        if self._current is not None:
+            current, self._current = self._current, None
+            current.close()  # type: ignore[attr-defined]
+
+    # ---- producing
+
+    def produce(self) -> list[Frame]:
+        """The next frames; empty where there is nothing to send."""
+        frames: list[Frame] = []
+        size = 0
+        while size < FRAME_TARGET_BYTES and not self.halted:
+            if self._current is None:
+                if frames:
+                    break
+                self._current = self._begin_group()
+                if self._current is None:
+                    break
+            frame = next(self._current, None)
+            if frame is None:
+                self._current = None
+                continue
+            frames.append(frame)
+            size += frame.size
+        return frames
+
+    def _begin_group(self) -> Iterator[Frame] | None:
+        if self.root is None or self.halted or self._comparison is not None or not self.journal.peer_known:
+            return None
+        journal = self.journal
+        self.told.notices += journal.release()
+        if journal.live:
+            return self._live_group()
+        if self._grow and (steps := self._grow_steps()) is not None:
+            return steps
+        self._grow.clear()
+        if bulk := journal.take_bulk(GROUP_CHANGES_MAX):
+            return self._bulk_group(bulk)
+        if journal.synced_at is None and not journal.held:
+            journal.next_sequence()
+            journal.end_sync()
+        if journal.sent < journal.captured.sequence and not journal.held:
+            return self._nothing_group()
+        return None
+
+    def _consistent(self, sequence: Sequence) -> bool:
+        synced = self.journal.synced_at
+        return synced is not None and sequence >= synced
+
+    def _nothing_group(self) -> Iterator[Frame]:
+        journal = self.journal
+        position = journal.captured
+        journal.flew(position.sequence, [])
+        yield nothing(position, consistent=self._consistent(position.sequence))
+
+    def _live_group(self) -> Iterator[Frame]:
+        journal = self.journal
+        items: list[Item] = []
+        size = 0
+        for path, (sequence, noticed) in journal.live.items():
+            if self._is_enough(len(items), size) and not self._continues(items, path):
+                break
+            status = self._status(path)
+            items.append(Item(path=path, mark=sequence, noticed=noticed, status=status))
+            size += status.st_size if status is not None else 0
+        last = items[-1].mark
+        items = self._with_units(items)
+        for item in items:
+            del journal.live[item.path]
+        journal.leave((item.path, item.mark) for item in items)
+        return self._group(items, last)
+
+    def _bulk_group(self, taken: list[tuple[bytes, Sequence]]) -> Iterator[Frame]:
+        items: list[Item] = []
+        size = 0
+        for path, mark in taken:
+            if self._is_enough(len(items), size) and not self._continues(items, path):
+                self.journal.put_back(items[-1].mark, len(taken) - len(items))
+                break
+            status = self._status(path)
+            items.append(Item(path=path, mark=mark, status=status))
+            size += status.st_size if status is not None else 0
+        return self._group(self._with_units(items), self.journal.next_sequence())
+
+    @staticmethod
+    def _is_enough(count: int, size: int) -> bool:
+        return count >= GROUP_CHANGES_MAX or size >= GROUP_BYTES_MAX
+
+    def _continues(self, items: list[Item], path: bytes) -> bool:
+        """Whether the path belongs to the same mailbox as the last item: a unit is never cut."""
+        mailbox = self._rules.mailbox_of(path)
+        return mailbox is not None and mailbox == self._rules.mailbox_of(items[-1].path)
+
+    def _status(self, path: bytes) -> os.stat_result | None:
+        try:
+            return self._rooted().lstat(path)
+        except (OSError, HaSyncError):
+            return None
+
+    def _group(self, items: list[Item], sequence: Sequence) -> Iterator[Frame]:
+        journal = self.journal
+        reader = Reader(
+            root=self._rooted(), catalogue=self.catalogue, growing=self.growing, directories=self._directories,
+            may_copy=lambda path: not journal.flies(path), met=self.met,
+            whole=any(item.mark <= self._whole_until for item in items),
+        )  # fmt: skip
+        items.sort(key=_order)
+        builder = FrameBuilder()
+        group = Group(reader, builder)
+        finished = False
+        # A directory of this tree may have been renamed since its descriptor was opened.
+        reader.root.forget()
+        try:
+            sent = False
+            held: Frame | None = None
+            for frame in frames_of(
+                builder, group.steps(items), journal.position(sequence), consistent=self._consistent(sequence)
+            ):  # fmt: skip
+                if held is not None:
+                    yield held
+                held, sent = frame, True
+            if sent:
+                journal.flew(sequence, group.outcomes)
+            else:
+                journal.settle(group.outcomes)
+            finished = True
+            if held is not None:
+                yield held
+        finally:
+            if not finished:
+                for item in items:
+                    journal.live.setdefault(item.path, (journal.next_sequence(), item.noticed))
+
+    # ---- mailboxes
+
+    def _with_units(self, items: list[Item]) -> list[Item]:
+        """Gives the messages of one mailbox their unit; a mailbox that is locked now waits for its unlocking."""
+        if not self._rules.has_units:
+            return items
+        numbers: dict[bytes, int] = {}
+        waits: dict[bytes, Relocked] = {}
+        kept: list[Item] = []
+        for item in items:
+            mailbox = self._rules.mailbox_of(item.path)
+            if mailbox is not None and mailbox not in numbers:
+                numbers[mailbox] = len(numbers) + 1
+                folder = None if mailbox in self._overdue else self._locked_folder(mailbox)
+                if folder is not None:
+                    waits[mailbox] = Relocked(mailbox=mailbox, folder=folder)
+            if mailbox in waits:
+                self.journal.live.pop(item.path, None)
+                waits[mailbox].paths[item.path] = item.noticed
+                continue
+            item.unit = numbers[mailbox] if mailbox is not None else 0
+            kept.append(item)
+        self._overdue.difference_update(numbers)
+        self.told.relocked += waits.values()
+        return kept
+
+    def _locked_folder(self, mailbox: bytes) -> bytes | None:
+        root = self._rooted()
+        try:
+            names = os.listdir(root.directory(mailbox))
+        except (OSError, HaSyncError):
+            return None
+        for name in names:
+            folder = (mailbox + b"/" if mailbox else b"") + os.fsencode(name)
+            try:
+                root.lstat(folder + b"/" + LOCK)
+            except (OSError, HaSyncError):
+                continue
+            return folder
+        return None
+
+    # ---- growing files
+
+    def _grow_steps(self) -> Iterator[Frame] | None:
+        paths = [path for path in self._grow if self._may_grow(path)]
+        self._grow.clear()
+        if not paths:
+            return None
+        return self._grow_group(paths)
+
+    def _may_grow(self, path: bytes) -> bool:
+        if path in self.growing:
+            return True
+        entry = self.catalogue.entry(path)
+        if len(self.growing) >= GROWING_MAX or (entry is not None and entry.size > GROW_RESTART_MAX):
+            self.told.logs.append(path)
+            return False
+        return not self.journal.flies(path)
+
+    def _grow_group(self, paths: list[bytes]) -> Iterator[Frame]:
+        journal = self.journal
+        sequence = journal.next_sequence()
+        builder = FrameBuilder()
+        steps = self._grown(paths, builder)
+        held: Frame | None = None
+        for frame in frames_of(builder, steps, journal.position(sequence), consistent=self._consistent(sequence)):
+            if held is not None:
+                yield held
+            held = frame
+        journal.flew(sequence, [])
+        if held is not None:
+            yield held
+
+    def _grown(self, paths: list[bytes], builder: FrameBuilder) -> Iterator[None]:
+        for path in paths:
+            try:
+                fd = self._rooted().open(path, os.O_RDONLY | os.O_NONBLOCK)
+            except (OSError, HaSyncError):
+                continue
+            try:
+                yield from self._grow_one(path, fd, builder)
+            finally:
+                os.close(fd)
+
+    def _grow_one(self, path: bytes, fd: int, builder: FrameBuilder) -> Iterator[None]:
+        status = os.fstat(fd)
+        growth = self.growing.get(path)
+        if growth is None or growth.inode != status.st_ino or growth.offset > status.st_size:
+            growth = self.growing[path] = Growth(status.st_ino)
+        if not stat.S_ISREG(status.st_mode):
+            return
+        while growth.offset < status.st_size:
+            length = min(FRAME_TARGET_BYTES, status.st_size - growth.offset)
+            if builder.lacks_room(length):
+                yield
+            view = builder.place(length)
+            got = os.preadv(fd, [view], growth.offset)
+            if got <= 0:
+                return
+            builder.keep(got)
+            builder.add(
+                path=path, action=GROW, type=TYPE_FILE, offset=growth.offset, payload_bytes=got,
+                mode=status.st_mode & 0o7777, uid=status.st_uid, gid=status.st_gid, mtime_ns=status.st_mtime_ns,
+            )  # fmt: skip
+            growth.sent(view[:got])
+
+
+_HINT = "look at the root; then: ha-sync resume DATASET, with --accept-deletes if the files are meant to be gone"
+
+
+def _order(item: Item) -> tuple[int, bool, bytes]:
+    if item.unit:
+        last, path = unit_order(item.path)
+        return item.unit, last, key_of(path)
+    return 0, False, key_of(item.path)
