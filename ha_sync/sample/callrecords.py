@@ -67,7 +67,7 @@ class CallRecords:
         """One row, committed when this returns; False: the PBX has lost it."""
         try:
             key = self._connection.execute(self._insert, values).lastrowid
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:  # locked, or refused by somebody's trigger: an error in the log
             what = f"{self._database}/{self._table}/{values[0]}"
             self._ledger.write("lost", what=what, why=str(error))
             return False

@@ -110,7 +110,7 @@ def _check_folder(path: str, folder: Folder, found: Counter[str], tally: Tally) 
     for later in states[at_least + 1 :]:
         required &= later
     absent = required - found
-    if folder.doubtful and settled and at_least == len(states) - 1:
+    if folder.doubtful:
         absent = Counter()  # the crash came in the middle of a session: numbers and files were moving
     for message in absent.elements():
         tally.missing(VOICEMAIL, f"{path}: message {message}")

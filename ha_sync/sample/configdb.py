@@ -70,7 +70,7 @@ class ConfigDb:
             now = self._digests()
             mark = self._ledger.announce("tx", db=CONFIG_DB, rows=self._difference(now))
             self._run("COMMIT")
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             if self._connection.in_transaction:
                 self._run("ROLLBACK")
             if mark is not None:

@@ -175,10 +175,19 @@ class _Replay:
 
     def _on_append(self, line: Line) -> None:
         growing = self._living.get(line["p"])
+        if growing is not None and growing.pieces and line["o"] < growing.pieces[-1].offset:
+            self._renamed_in_a_crash(growing, line)
+            growing = None
         if growing is None:
             growing = self._living[line["p"]] = Growing(places=[(line["t"], line["p"])])
             self._history.growing.append(growing)
         growing.pieces.append(Piece(since_s=line["t"], offset=line["o"], size=line["n"], digest=line["d"]))
+
+    def _renamed_in_a_crash(self, growing: Growing, line: Line) -> None:
+        # Killed between the rename and its line: the file began anew, so its announcement was carried out.
+        for announced in self._announced.values():
+            if announced["k"] == "try" and announced["paths"][0] == line["p"]:
+                growing.places.append((announced["t"], announced["paths"][1]))
 
     def _on_closed(self, line: Line) -> None:
         growing = self._living.pop(line["p"], None)

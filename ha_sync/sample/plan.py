@@ -221,8 +221,8 @@ def _records(call: _Call, kind: str) -> None:
         offset = number * 0.004 if early else -(len(CEL_EVENTS) - number) * 0.004
         at_s = max(call.start_s, (call.start_s if early else call.end_s) + offset)
         call.add(act.CelRow(at_s=at_s, values=_cel_values(call, event, number)))
-        if number % 2 == 0:
-            call.add(act.LogLines(at_s=at_s, lines=_log_lines(call, event, 4 if number % 4 else 3)))
+        if number % 4 != 3:
+            call.add(act.LogLines(at_s=at_s, lines=_log_lines(call, event, 2 + number % 2)))
     call.add(act.AstGet(at_s=call.start_s, key=f"/DND/{call.called}"))
     if dice.random() < 0.55:
         stamp = f"{call.called}:{call.uniqueid}"

@@ -142,7 +142,11 @@ class Voicemail:
 
     def _copy(self, source: str, target: str) -> None:
         for extension in (*SOUNDS, "txt"):  # a copy has new inodes
-            with open(f"{source}.{extension}", "rb") as reader, open(f"{target}.{extension}", "wb") as writer:
+            with (
+                contextlib.suppress(FileNotFoundError),  # half a message, left by a crash
+                open(f"{source}.{extension}", "rb") as reader,
+                open(f"{target}.{extension}", "wb") as writer,
+            ):
                 shutil.copyfileobj(reader, writer, COPY_BYTES)
 
     def _close_up(self, folder: str, gone: set[int]) -> None:
@@ -153,7 +157,8 @@ class Voicemail:
             if slot != number:
                 for extension in (*SOUNDS, "txt"):  # over the deleted one, file by file: no DELETE event
                     source, target = self._message(folder, number), self._message(folder, slot)
-                    os.rename(f"{source}.{extension}", f"{target}.{extension}")
+                    with contextlib.suppress(FileNotFoundError):  # half a message, left by a crash
+                        os.rename(f"{source}.{extension}", f"{target}.{extension}")
             slot += 1
         for number in range(slot, total):
             for extension in ("txt", *SOUNDS):

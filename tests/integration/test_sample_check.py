@@ -21,7 +21,7 @@ import pytest
 from ha_sync.config import TreeSettings, load
 from ha_sync.sample import SampleSettings, Verdict, check, start_command, sync_toml
 from ha_sync.sample.audio import PIECE_BYTES, WAV_HEADER_BYTES, header_lengths
-from ha_sync.sample.ledger import read_ledger
+from ha_sync.sample.ledger import digest, read_ledger
 
 ALWAYS = float("inf")
 EVERYTHING = {"config", "cdr", "cel", "astdb", "config-files", "cdr-csv", "voicemail", "recordings"}
@@ -338,6 +338,37 @@ def test_the_same_message_twice_is_missing_when_it_is_there_once(tmp_path: Path)
     [digest] = mailbox_with(tmp_path / "copy", "forwarded")
     ledger = ledger_of(tmp_path / "ledger", folder(10.0, digest, digest))
     assert not check(ledger, str(tmp_path / "copy"), 15.0).ok
+
+
+def piece(time_s: float, offset: int, data: bytes) -> dict[str, object]:
+    path = "cdr-csv/Master.csv"
+    return {"k": "append", "t": time_s, "p": path, "o": offset, "n": len(data), "d": digest(data)}
+
+
+@pytest.mark.parametrize("completed", [True, False])
+@pytest.mark.parametrize(("old_name", "until_s", "ok"), [("", 15.0, True), (".1", 15.0, True), ("", 25.0, False)])
+def test_a_rotated_file_is_looked_for_under_the_names_it_had_since_the_cut(
+    tmp_path: Path, *, completed: bool, old_name: str, until_s: float, ok: bool
+) -> None:
+    announced = {"k": "try", "t": 19.0, "id": 5, "paths": ["cdr-csv/Master.csv", "cdr-csv/Master.csv.1"]}
+    moved = {"k": "move", "t": 20.0, "p": "cdr-csv/Master.csv", "to": "cdr-csv/Master.csv.1", "id": 5}
+    before = [piece(5.0, 0, b"one\n"), piece(10.0, 4, b"two\n"), announced]
+    ledger = ledger_of(tmp_path / "ledger", *before, *([moved] if completed else []), piece(21.0, 0, b"new\n"))
+    (tmp_path / "copy/cdr-csv").mkdir(parents=True)
+    (tmp_path / f"copy/cdr-csv/Master.csv{old_name}").write_bytes(b"one\ntwo\n")
+    verdict = check(ledger, str(tmp_path / "copy"), until_s)
+    assert verdict.ok is ok, verdict
+    assert verdict.present == (2 if ok else 0)
+
+
+def test_a_folder_whose_session_was_cut_off_is_in_doubt_and_no_other(tmp_path: Path) -> None:
+    mailbox_with(tmp_path / "copy")
+    announced = {"k": "try", "t": 12.0, "id": 9, "paths": ["voicemail/default/1001/INBOX"]}
+    other = {**folder(11.0, "of another box"), "p": "voicemail/default/1002/INBOX"}
+    ledger = ledger_of(tmp_path / "ledger", folder(10.0, "a", "b"), other, announced)
+    verdict = check(ledger, str(tmp_path / "copy"), ALWAYS)
+    assert [line for line in verdict.acknowledged_missing if "1001" in line] == []
+    assert len(verdict.acknowledged_missing) == 1
 
 
 def test_an_unknown_line_of_the_ledger_is_not_passed_over(tmp_path: Path) -> None:
