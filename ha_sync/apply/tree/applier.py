@@ -1,0 +1,397 @@
+"""The blocking half of the sink: takes checked frames, stages them, commits whole groups.
+
+Order of a commit, and why nothing acknowledged can be lost:
+1. everything staged and every partial that grew is synced;
+2. one durable transaction stores the steps (the intent), the position and what is durable of the partials: from here
+   on the groups survive anything, because the next open finishes them;
+3. the steps are performed; 4. the position counts as applied, which is the acknowledgement;
+5. entries are noted; 6. when nothing else waits, the directories are synced and the intent is cleared. Before 2
+   nothing is visible, so a failure drops the groups whole. One thread at a time. Seconds are monotonic.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from ha_sync.apply.tree.changes import Piece
+from ha_sync.apply.tree.partials import Partials
+from ha_sync.apply.tree.places import STAGE, Scope
+from ha_sync.apply.tree.publish import Outcome, Publisher, nothing_fails
+from ha_sync.apply.tree.rooting import forget_all, is_same, open_root
+from ha_sync.apply.tree.staging import Batch, Stager
+from ha_sync.apply.tree.steps import Step, in_order
+from ha_sync.apply.tree.trash import Trash, hidden_directory, remove_tree
+from ha_sync.catalogue.tree import TreeCatalogue
+from ha_sync.config import TreeSettings
+from ha_sync.core.dataset import Report
+from ha_sync.core.position import NOWHERE, Position
+from ha_sync.errors import RepairNeeded, Retryable
+from ha_sync.files.confine import Root
+
+BATCH_S_MAX = 0.5
+"""However much comes, what is whole is committed after so long."""
+GROWTH_SYNC_S = 0.25
+"""Growing files are synced and acknowledged at most this often, unless something else commits anyway."""
+
+MIB = 1024 * 1024
+
+
+@dataclass(slots=True, kw_only=True)
+class Tree:
+    """What exists only while the root can be used."""
+
+    root: Root
+    trash: Trash
+    partials: Partials
+    publisher: Publisher
+    stager: Stager
+
+    def close(self) -> None:
+        """Releases every descriptor."""
+        self.stager.close()
+        self.partials.close()
+        self.trash.close()
+        self.root.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What a round of work led to."""
+
+    wait_s: float | None = None  # growth waits so long for its sync
+    failure: Exception | None = None
+    needs: tuple[bytes, ...] = ()
+
+
+@dataclass(slots=True)
+class Counters:
+    """For `status`."""
+
+    published: int = 0
+    removed: int = 0
+    groups: int = 0
+    commits: int = 0
+    needs: int = 0
+    recovered: int = 0
+    extra: dict[str, int] = field(default_factory=dict)
+
+
+class Applier:
+    """See the module."""
+
+    def __init__(
+        self,
+        settings: TreeSettings,
+        *,
+        catalogue_path: str,
+        report: Report,
+        durable: Callable[[Position], None],
+        fail_point: Callable[[str], None] = nothing_fails,
+    ) -> None:
+        self.settings = settings
+        self.scope = Scope.of(settings)
+        self.catalogue = TreeCatalogue(catalogue_path, ordered=True)
+        self.report = report
+        self.counters = Counters()
+        self.applied = self.catalogue.position("applied")
+        self.consistent = self.catalogue.get("consistent") == "1"
+        self.tree: Tree | None = None
+        self._durable = durable
+        self._fail_point = fail_point
+        self._batch = Batch()
+        self._comparing = False
+        self._next_growth_sync = 0.0
+        self._unfinished = bool(self.catalogue.intent())
+        self._settled = not self._unfinished
+        self._names = 0
+        self._session = os.urandom(6).hex().encode("ascii")
+
+    def unused_name(self) -> bytes:
+        """A name in our hidden directories that was never used."""
+        self._names += 1
+        return b"%s-%x" % (self._session, self._names)
+
+    # ---- opening
+
+    def ready(self, *, now: float) -> Tree:
+        """The tree, after what a crash left half done was finished. Raises OperatorNeeded, or OSError."""
+        if self.tree is not None and not is_same(self.tree.root):
+            self.close_tree()
+            raise Retryable("lost the dataset's directory", subject=self.settings.path, reason="another one is there")
+        if self.tree is None:
+            self.tree = self._open_tree(now=now)
+        elif self._unfinished:
+            self._finish_intent(self.tree, now=now)
+        return self.tree
+
+    def _open_tree(self, *, now: float) -> Tree:
+        root = open_root(self.settings.path, self.catalogue, report=self.report)
+        self._read_state()
+        with contextlib.ExitStack() as undo:
+            undo.callback(root.close)
+            tree = self._parts(root, undo)
+            if self._unfinished:
+                self._finish_intent(tree, now=now)
+            self._sweep(root)
+            tree.partials.load(same_boot=self._same_boot())
+            undo.pop_all()
+        return tree
+
+    def _read_state(self) -> None:
+        self.applied = self.catalogue.position("applied")
+        self.consistent = self.catalogue.get("consistent") == "1"
+        self._unfinished = bool(self.catalogue.intent())
+
+    def _parts(self, root: Root, undo: contextlib.ExitStack) -> Tree:
+        os.close(hidden_directory(root, STAGE))
+        trash = Trash(root, limit=self.settings.trash_mib * MIB)
+        undo.callback(trash.close)
+        partials = Partials(root, self.catalogue, unused_name=self.unused_name)
+        undo.callback(partials.close)
+        publisher = Publisher(
+            root,
+            scope=self.scope,
+            catalogue=self.catalogue,
+            trash=trash,
+            unused_name=self.unused_name,
+            report=self.report,
+            fail_point=self._fail_point,
+        )
+        stager = Stager(
+            root,
+            scope=self.scope,
+            catalogue=self.catalogue,
+            partials=partials,
+            unused_name=self.unused_name,
+            refused=publisher.tell_refused,
+            fail_point=self._fail_point,
+        )
+        undo.callback(stager.close)
+        return Tree(root=root, trash=trash, partials=partials, publisher=publisher, stager=stager)
+
+    def _same_boot(self) -> bool:
+        """Whether the machine has run on since the partials were written; stores this boot."""
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            boot = file.read().strip()
+        same = self.catalogue.get("boot") == boot
+        if not same:
+            with self.catalogue.transaction(durable=False):
+                self.catalogue.put("boot", boot)
+        return same
+
+    @staticmethod
+    def _sweep(root: Root) -> None:
+        """Leftovers of groups that were never whole."""
+        stage = os.open(STAGE, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root.fd)
+        try:
+            for name in os.listdir(stage):
+                remove_tree(stage, os.fsencode(name))
+        finally:
+            os.close(stage)
+
+    def _finish_intent(self, tree: Tree, *, now: float) -> None:
+        steps = [Step.decode(data) for data in self.catalogue.intent()]
+        outcome = tree.publisher.perform(steps, now=now, again=True)
+        self._note(outcome)
+        self._unfinished, self._settled = False, False
+        self.counters.recovered += len(steps)
+        self.settle()
+        self.report("info", "finished what was interrupted", {"dataset": self.settings.name, "steps": len(steps)})
+
+    def close_tree(self) -> None:
+        """Forgets the root; what was staged is swept when it is opened again."""
+        self._batch = Batch()
+        if self.tree is not None:
+            self.tree.close()
+            self.tree = None
+
+    def close(self) -> None:
+        """Releases everything."""
+        if self.tree is not None and not self._unfinished:
+            with contextlib.suppress(OSError):
+                self.drop(everything=True)
+                self.settle()
+                self._sweep(self.tree.root)
+        self.close_tree()
+        self.catalogue.close()
+
+    # ---- taking frames
+
+    def begin(self, *, comparing: bool, now: float) -> None:
+        """A stream (re)starts."""
+        before = self.applied
+        tree = self.ready(now=now)
+        if self.applied != before:
+            raise RepairNeeded("must compare", subject=self.settings.name, reason="what was here is gone")
+        self.drop(everything=True)
+        self._comparing = comparing
+        if comparing:
+            tree.partials.begin_compare()
+
+    def drop(self, *, everything: bool) -> None:
+        """Forgets the open group, or the whole batch."""
+        if self.tree is None:
+            return
+        self.tree.stager.drop_open()
+        if everything:
+            self._batch = Batch()
+            self.tree.partials.release(everything=True)
+            self.tree.stager.committed()
+
+    def _give_up(self) -> None:
+        """A commit failed. Where its intent is durable already, it is finished when the tree is opened again."""
+        if self._unfinished:
+            self.close_tree()
+        else:
+            self.drop(everything=True)
+
+    def work(self, take: Callable[[], Piece | None], *, clock: Callable[[], float]) -> Progress:
+        """Stages what ``take`` gives until it gives None; commits what is whole."""
+        failure: Exception | None = None
+        needs: tuple[bytes, ...] = ()
+        began = clock()
+        try:
+            tree = self.ready(now=began)
+            try:
+                while (piece := take()) is not None:
+                    self._stage(tree, piece)
+                    if self._batch.full or clock() - began > BATCH_S_MAX:
+                        self._commit(tree, now=clock())
+                        began = clock()
+            except Exception as error:  # noqa: BLE001 - every failure is handed on; whole groups before it still count
+                failure, needs = error, tuple(tree.stager.group.needs)
+                self.drop(everything=False)
+            wait_s = self._commit_if_due(tree, now=clock())
+        except Exception as error:  # noqa: BLE001 - handed on to the stream
+            self._give_up()
+            return Progress(failure=failure or error, needs=needs)
+        self.counters.needs += len(needs)
+        return Progress(wait_s=wait_s, failure=failure, needs=needs)
+
+    def _stage(self, tree: Tree, piece: Piece) -> None:
+        for part in piece.parts:
+            tree.stager.take(part)
+        if not piece.group_end:
+            return
+        group = tree.stager.end_group()
+        batch = self._batch
+        batch.steps += in_order(group.steps)
+        batch.position = self._later(batch.position or self.applied, piece.position)
+        batch.consistent = piece.consistent
+        batch.staged_bytes += group.staged_bytes
+        batch.only_growth = batch.only_growth and group.grew and not group.steps
+        self.counters.groups += 1
+
+    @staticmethod
+    def _later(before: Position, after: Position) -> Position:
+        """A resend of an object repeats an earlier position: that never moves the journal back."""
+        return before if before.resumes(after) and after.sequence < before.sequence else after
+
+    def _commit_if_due(self, tree: Tree, *, now: float) -> float | None:
+        if self._batch.empty:
+            return None
+        if self._batch.only_growth and now < self._next_growth_sync:
+            return self._next_growth_sync - now
+        self._commit(tree, now=now)
+        return None
+
+    # ---- committing
+
+    def _commit(self, tree: Tree, *, now: float) -> None:
+        if self._batch.empty:
+            return
+        batch, self._batch = self._batch, Batch()
+        assert batch.position is not None
+        finishes = batch.consistent and self._comparing
+        if finishes:
+            tree.partials.finish_compare()
+            tree.partials.end_group()
+        self._make_durable(tree, batch)
+        self._unfinished = True
+        outcome = tree.publisher.perform(batch.steps, now=now)
+        self._fail_point("PERFORMED")
+        tree.partials.published()
+        self._unfinished, self._settled = False, False
+        self.applied, self.consistent = batch.position, batch.consistent
+        self._comparing = self._comparing and not finishes
+        self._next_growth_sync = now + GROWTH_SYNC_S
+        self._durable(batch.position)
+        self._note(outcome)
+        tree.stager.committed()
+        self.counters.commits += 1
+        self._fail_point("NOTED")
+
+    def _make_durable(self, tree: Tree, batch: Batch) -> None:
+        assert batch.position is not None
+        self._fail_point("SYNC")
+        tree.partials.sync()
+        if tree.stager.sync():
+            tree.publisher.synced()
+        elif tree.publisher.unsynced:
+            tree.publisher.sync_directories()
+        self._fail_point("SYNCED")
+        with self.catalogue.transaction(durable=True):
+            self.catalogue.clear_intent()  # of the commit before, whose renames are durable now
+            if batch.steps:
+                self.catalogue.put_intent([step.encode() for step in batch.steps])
+            self.catalogue.put_position("applied", batch.position)
+            self.catalogue.put("consistent", "1" if batch.consistent else "0")
+            if batch.consistent:
+                self.catalogue.put("guarded", "1")
+            tree.partials.store()
+        tree.partials.stored()
+        self._fail_point("DURABLE")
+
+    def _note(self, outcome: Outcome) -> None:
+        self.counters.published += len(outcome.entries)
+        self.counters.removed += len(outcome.removed)
+        if not outcome.entries and not outcome.removed:
+            return
+        with self.catalogue.transaction(durable=False):
+            for path in outcome.removed:
+                self.catalogue.remove_below(path)
+            self.catalogue.put_entries(outcome.entries.values())
+
+    def settle(self) -> None:
+        """Nothing waits: makes the renames durable by themselves and clears the intent; keeps the trash to its bound."""
+        if self.tree is None or self._settled or self._unfinished:
+            return
+        self.tree.publisher.sync_directories()
+        with self.catalogue.transaction(durable=False):
+            self.catalogue.clear_intent()
+        self._settled = True
+        self.tree.trash.purge()
+
+    # ---- for the guard and the operator
+
+    @property
+    def idle(self) -> bool:
+        """Whether no group is staged or half published."""
+        return self._batch.empty and not self._unfinished
+
+    @property
+    def guarded(self) -> bool:
+        """Whether the tree was equal to the Active's in this role: only then a difference is tampering."""
+        return self.catalogue.get("guarded") == "1" and not self._comparing
+
+    def forget_position(self, reason: str) -> RepairNeeded:
+        """Too much differs to name it: the next stream compares."""
+        with self.catalogue.transaction(durable=True):
+            self.catalogue.forget("applied")
+        self.applied = NOWHERE
+        return RepairNeeded("must compare", subject=self.settings.name, reason=reason)
+
+    def accept_root(self) -> None:
+        """The operator takes the directory as it is: everything known of another one is forgotten."""
+        self.close_tree()
+        with self.catalogue.transaction(durable=True):
+            forget_all(self.catalogue)
+        self._read_state()
+
+    def forget_entries(self, paths: Iterable[bytes]) -> None:
+        """What is known of these is not true any more."""
+        with self.catalogue.transaction(durable=False):
+            self.catalogue.remove_entries(paths)

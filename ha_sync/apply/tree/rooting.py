@@ -1,0 +1,115 @@
+"""Finds the dataset's root on the Standby and says why it cannot be used.
+
+The root is made where it is missing and its parent is there. A marker and the root's inode tell an empty mount
+point from the dataset: if both have changed, nothing is written before an operator agrees. Blocking.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import uuid
+
+from ha_sync.apply.tree.places import MARKER
+from ha_sync.catalogue.tree import TreeCatalogue
+from ha_sync.core.dataset import Report
+from ha_sync.errors import OperatorNeeded
+from ha_sync.files.confine import Root
+
+ROOT_KEY = "root"
+
+
+def open_root(path: str, catalogue: TreeCatalogue, *, report: Report) -> Root:
+    """Raises OperatorNeeded with the reason."""
+    known = catalogue.get(ROOT_KEY)
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        _make(path)
+        if known is not None:
+            report("warning", "the dataset's directory was gone on this node; it comes again", {"path": path})
+        return _adopt(path, catalogue)
+    except OSError as error:
+        raise _unusable(path, error.strerror or str(error)) from error
+    if stat.S_ISLNK(status.st_mode):
+        status = os.stat(path)
+    if not stat.S_ISDIR(status.st_mode):
+        raise _unusable(path, "it is no directory")
+    root = Root(path)
+    if known is None or os.path.lexists(_marker(path)):
+        _mark(root, catalogue)
+        return root
+    if known != str(status.st_ino):
+        root.close()
+        raise OperatorNeeded(
+            "will not write into",
+            subject=path,
+            reason="it is another directory than before and has no marker (is its filesystem mounted?)",
+            hint="mount it, or `ha-sync resume` to take this one",
+        )
+    report("warning", "the dataset's marker was gone and is back", {"path": path})
+    _mark(root, catalogue)
+    return root
+
+
+def is_same(root: Root) -> bool:
+    """Whether the root's path still leads to the open directory."""
+    with contextlib.suppress(OSError):
+        now, then = os.stat(root.path), os.fstat(root.fd)
+        return (now.st_dev, now.st_ino) == (then.st_dev, then.st_ino)
+    return False
+
+
+def _unusable(path: str, reason: str) -> OperatorNeeded:
+    return OperatorNeeded("cannot use the dataset's directory", subject=path, reason=reason)
+
+
+def _make(path: str) -> None:
+    try:
+        os.mkdir(path, 0o700)
+    except FileNotFoundError as error:
+        raise _unusable(path, "its parent directory does not exist") from error
+    except OSError as error:
+        raise _unusable(path, error.strerror or str(error)) from error
+
+
+def _adopt(path: str, catalogue: TreeCatalogue) -> Root:
+    """A new directory: what the catalogue knew is not there."""
+    with catalogue.transaction(durable=True):
+        forget_all(catalogue)
+    root = Root(path)
+    _mark(root, catalogue)
+    return root
+
+
+def forget_all(catalogue: TreeCatalogue) -> None:
+    """Nothing is known of what stands below the root: the next stream compares."""
+    catalogue.clear_entries()
+    catalogue.clear_intent()
+    for key, _ in catalogue.values_with_prefix("partial:"):
+        catalogue.forget(key)
+    for key in ("applied", "consistent", "guarded", "root_identity", "root_filesystem", ROOT_KEY):
+        catalogue.forget(key)
+
+
+def _marker(path: str) -> str:
+    return os.path.join(path, os.fsdecode(MARKER))
+
+
+def _mark(root: Root, catalogue: TreeCatalogue) -> None:
+    status = os.fstat(root.fd)
+    if catalogue.get(ROOT_KEY) == str(status.st_ino) and os.path.lexists(_marker(root.path)):
+        return
+    with contextlib.suppress(FileExistsError):
+        fd = os.open(MARKER, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=root.fd)
+        try:
+            # The Active's end knows the marker by its content: what it once wrote here is written again.
+            os.write(fd, f"{catalogue.get('root_identity') or uuid.uuid4().hex}\n".encode())
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    # The marker changed the times of the root: they are the Active's.
+    os.utime(root.fd, ns=(status.st_mtime_ns, status.st_mtime_ns))
+    with catalogue.transaction(durable=True):
+        catalogue.put(ROOT_KEY, str(status.st_ino))
