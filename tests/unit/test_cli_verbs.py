@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +17,7 @@ import pytest
 from ha_proto.sync.v1 import control_pb2 as pb
 from ha_proto.sync.v1 import control_pb2_grpc
 from ha_sync.cli.main import main
+from tests.support.client import start_ha_sync
 
 STATUS = pb.Status(
     node_id="n-1",
@@ -167,6 +171,36 @@ def test_watch_as_json_is_one_document_a_line(engine: FakeEngine, run: Any) -> N
     engine.answers["WatchStatus"] = [STATUS, STATUS, STATUS]
     _, out, _ = run("status", "--watch", "--json")
     assert [json.loads(line)["role"] for line in out.splitlines()] == ["active"] * 3
+
+
+def test_watch_redraws_on_a_terminal(engine: FakeEngine, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine.answers["WatchStatus"] = [STATUS, STATUS]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    _, out, _ = run("status", "--watch")
+    assert out.count("\x1b[H\x1b[2J") == 2
+    assert "\x1b[32mstreaming\x1b[0m" in out
+
+
+@pytest.mark.parametrize("arguments", [("status", "--watch"), ("logs", "events", "--follow")])
+def test_an_interrupted_watch_is_done_not_failed(engine: FakeEngine, socket: str, arguments: tuple[str, ...]) -> None:
+    over = threading.Event()
+
+    def first_then_nothing(first: Any) -> Iterator[Any]:
+        yield first
+        over.wait(60)
+
+    engine.answers["WatchStatus"] = first_then_nothing(STATUS)
+    engine.answers["ListEvents"] = first_then_nothing(pb.Event(id=1, what="started", severity="info"))
+    with start_ha_sync(*arguments, "--socket", socket) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
+            over.set()
+    assert (process.returncode, err) == (0, "")
 
 
 @pytest.mark.req("R22")
