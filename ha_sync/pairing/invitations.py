@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import os
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from ha_sync.pairing.certificates import PublicKey
 from ha_sync.pairing.clock import Clock, Moment, iso_utc, read_clock
 from ha_sync.pairing.identity import Identity
 from ha_sync.pairing.onetime import Token, bootstrap_key, encode, new_token
+
+logger = logging.getLogger(__name__)
 
 TOKEN_LIFETIME_S = 600.0
 TOKEN_LIFETIME_MAX_S = 86400.0
@@ -171,9 +174,17 @@ class Invitations:
             return ()
         seen = (status.st_ino, status.st_mtime_ns, status.st_size)
         if seen != self._seen:
-            self._known = self._read()
+            self._known = self._readable()
             self._seen = seen
         return self._known
+
+    def _readable(self) -> tuple[Invitation, ...]:
+        """A damaged file costs its tokens, never the pair: the peer port must open without it."""
+        try:
+            return self._read()
+        except OperatorNeeded as damaged:
+            logger.warning("pairing tokens cannot be read", extra={"reason": damaged.sentence()})
+            return ()
 
     def _read(self) -> tuple[Invitation, ...]:
         try:

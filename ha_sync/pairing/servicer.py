@@ -20,7 +20,7 @@ from cryptography import x509
 from ha_proto.sync.v1 import pairing_pb2, pairing_pb2_grpc
 from ha_sync.core.dataset import Report, Role
 from ha_sync.core.position import Epoch
-from ha_sync.errors import HaSyncError, Refused, WrongState
+from ha_sync.errors import HaSyncError, Refused
 from ha_sync.pairing import certificates
 from ha_sync.pairing.certificates import Member, NotOurs
 from ha_sync.pairing.clock import believable
@@ -63,8 +63,12 @@ class PairingServicer(pairing_pb2_grpc.PairingServiceServicer):
         try:
             async with self._one_at_a_time:
                 return await self._join(request, context)
-        except (Refused, WrongState) as refused:
+        except HaSyncError as refused:
             await _abort(context, refused)
+            raise
+        except OSError as failed:  # no room to store it: nothing was given away
+            self._report("error", "join could not be stored", {"reason": str(failed)})
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"the join could not be stored there: {failed}")
             raise
 
     async def Renew(self, request: pairing_pb2.RenewRequest, context: Any) -> pairing_pb2.RenewResponse:
@@ -203,6 +207,7 @@ def _check_request(request: pairing_pb2.JoinRequest) -> None:
 
 async def _abort(context: Any, error: HaSyncError) -> None:
     """Ends the call with the reason; the joiner shows it."""
-    code = grpc.StatusCode.FAILED_PRECONDITION if isinstance(error, WrongState) else grpc.StatusCode.PERMISSION_DENIED
+    is_refusal = isinstance(error, Refused)
+    code = grpc.StatusCode.PERMISSION_DENIED if is_refusal else grpc.StatusCode.FAILED_PRECONDITION
     text = f"{error.reason} ({error.hint})" if error.hint else error.reason
     await context.abort(code, text or error.sentence())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import os
 import stat
 import sys
@@ -15,8 +16,8 @@ import pytest
 
 from ha_proto.sync.v1 import pairing_pb2, pairing_pb2_grpc
 from ha_sync.core.dataset import Role
-from ha_sync.errors import PeerUnreachable, Refused, WrongState
-from ha_sync.pairing import certificates, joining
+from ha_sync.errors import OperatorNeeded, PeerUnreachable, Refused, WrongState
+from ha_sync.pairing import certificates, durable, joining
 from ha_sync.pairing.certificates import Member
 from ha_sync.pairing.diagnosis import diagnose
 from ha_sync.pairing.identity import Identity, init_cluster, store_certificate, with_revoked
@@ -520,3 +521,32 @@ async def test_a_member_cannot_use_join_to_take_a_place(first: Identity, tmp_pat
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await pairing_pb2_grpc.PairingServiceStub(channel).Join(request)
         assert "not made with this token" in str(refused.value.details())
+
+
+async def test_a_damaged_token_file_costs_the_tokens_but_not_the_pair(first: Identity, tmp_path: Path) -> None:
+    async with serving(first) as port:
+        second = (await asyncio.to_thread(join_as, port.token(), str(tmp_path / "second"))).identity
+        durable.write_file(f"{first.directory}/tokens.json", b"{damaged")
+        assert await call(port.address, channel_credentials(second)) == b"welcome"
+        with pytest.raises(OperatorNeeded, match=r"tokens\.json"):
+            port.token()
+    async with serving(Identity.load(str(tmp_path / "first"))) as port:
+        assert await call(port.address, channel_credentials(second)) == b"welcome"
+
+
+async def test_a_join_that_cannot_be_stored_gives_nothing_away(
+    first: Identity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(first) as port:
+        token = port.token()
+
+        def full(_token_id: str, _use: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(port.keyring.invitations, "burn", full)
+            with pytest.raises(PeerUnreachable, match="No space left"):
+                await asyncio.to_thread(join_as, token, str(tmp_path / "second"))
+        assert port.keyring.identity.peer is None
+        assert [what for _, what, _ in port.events] == ["join could not be stored"]
+        await asyncio.to_thread(join_as, token, str(tmp_path / "second"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,7 @@ def test_keys_and_secrets_are_not_shown_by_accident(tmp_path: Path) -> None:
     assert repr(identity.heartbeat_key) not in repr(identity)
 
 
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command")
 def test_a_certificate_is_valid_from_1970_for_both_ends_under_one_name(tmp_path: Path) -> None:
     certificate = init_cluster(str(tmp_path)).certificate
     assert certificate.not_valid_before_utc.timestamp() == 0
@@ -90,6 +92,20 @@ def test_a_certificate_is_valid_from_1970_for_both_ends_under_one_name(tmp_path:
     assert "DNS:ha-sync-peer" in shown
     assert "TLS Web Server Authentication" in shown
     assert "TLS Web Client Authentication" in shown
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command")
+@pytest.mark.parametrize(
+    ("unix_s", "good"), [(1, True), (946684800, True), (int(NOW), True), (int(NOW + 398 * DAY), False)]
+)
+def test_a_certificate_is_good_at_every_clock_up_to_its_end(tmp_path: Path, unix_s: int, good: bool) -> None:
+    init_cluster(str(tmp_path), now_unix_s=NOW)
+    for purpose in ("sslclient", "sslserver"):
+        words = ["openssl", "verify", "-x509_strict", "-attime", str(unix_s), "-purpose", purpose]
+        judged = subprocess.run(
+            [*words, "-CAfile", "ca.pem", "node.pem"], cwd=tmp_path / "identity", capture_output=True, check=False
+        )
+        assert (judged.returncode == 0) == good, judged.stderr
 
 
 def test_a_node_that_is_initialized_in_1970_has_a_certificate_that_is_good_today(tmp_path: Path) -> None:
