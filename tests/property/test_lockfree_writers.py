@@ -65,6 +65,10 @@ class Reader:
             assert number >= self.number
             self.number = number
 
+    def look_until_ended(self, program: subprocess.Popen[bytes]) -> None:
+        while program.poll() is None:
+            self.look()
+
 
 @pytest.mark.req("R22", "R25")
 @pytest.mark.parametrize("with_witness", [True, False])
@@ -77,8 +81,7 @@ def test_an_accepted_copy_is_one_committed_state(tmp_path: Path, mode: str, with
         program = start(path, mode, seed=round_, pause_ms=5 if with_witness else 60)
         assert program.stdout is not None
         program.stdout.readline()
-        while program.poll() is None:
-            reader.look()
+        reader.look_until_ended(program)
         program.stdout.close()
         assert program.returncode == 0
         assert reader.accepted > 0
@@ -159,8 +162,7 @@ def test_the_same_writers_do_tear_the_copies_of_a_careless_reader(
     program.stdout.readline()
     try:
         with pytest.raises((AssertionError, sqlite3.DatabaseError)):
-            while program.poll() is None:
-                reader.look()
+            reader.look_until_ended(program)
     finally:
         program.kill()
         program.wait()

@@ -73,8 +73,8 @@ class PagesSink:
         self._trouble = ""
         self._syncing = False
         self._last_check = float("-inf")
-        self._durable: list[Callable[[Position], None]] = []
-        self._needed: list[Callable[[tuple[bytes, ...]], None]] = []
+        self._durable: Callable[[Position], None] = lambda _: None
+        self._needed: Callable[[tuple[bytes, ...]], None] = lambda _: None
         self._counts = {"published": 0, "checks": 0, "tampered": 0}
 
     # ---- Sink: life -----------------------------------------------------------------------------------------------
@@ -160,19 +160,18 @@ class PagesSink:
         else:
             raise ProtocolFault("cannot apply a frame", subject=self._place.path, reason=f"kind {frame.kind.name}")
         self._syncing = False
-        for callback in self._durable:
-            callback(self.applied)
+        self._durable(self.applied)
 
     def on_durable(self, callback: Callable[[Position], None]) -> None:
         """``callback`` hears of every new position."""
-        self._durable.append(callback)
+        self._durable = callback
 
     def on_failure(self, callback: Callable[[Exception], None]) -> None:
         """Never called: ``receive`` itself raises what a group fails with."""
 
     def on_need(self, callback: Callable[[tuple[bytes, ...]], None]) -> None:
         """``callback`` hears when the file must come whole."""
-        self._needed.append(callback)
+        self._needed = callback
 
     def report(self) -> DatasetReport:
         """State, reason and figures."""
@@ -438,8 +437,7 @@ class PagesSink:
                 await self._listen()
             if await self._work(self._is_tampered):
                 self._tell("warning", "copy of a database was tampered with: it is fetched anew")
-                for callback in self._needed:
-                    callback(WHOLE_FILE)
+                self._needed(WHOLE_FILE)
 
     def _is_tampered(self) -> bool:
         """Whether the published file was changed, told once; a mere change of its mode is undone here."""
@@ -507,8 +505,7 @@ class PagesSink:
             await self._work(self._drop_draft)
             if isinstance(error, RepairNeeded):
                 self._trouble = error.reason
-                for callback in self._needed:
-                    callback(WHOLE_FILE)
+                self._needed(WHOLE_FILE)
             raise
         self._trouble = ""
 
