@@ -102,6 +102,8 @@ def _node(top: Table, faults: Faults) -> NodeSettings:
         peer=table.text("peer", plain.peer, place.peer_address),
         active_at=table.text("active_at", plain.active_at, place.active_at),
     )
+    if node.peer and node.peer == node.listen:
+        table.fault("peer", "is this node's own listen address: name the other node")
     if len(os.fsencode(node.socket_path)) > place.SOCKET_PATH_BYTES_MAX:
         most = place.SOCKET_PATH_BYTES_MAX - len(f"/{SOCKET_NAME}")
         table.fault("run_dir", f"must be at most {most} bytes long: a socket lies in it")

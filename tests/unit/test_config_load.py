@@ -191,6 +191,7 @@ def test_all_faults_are_told_together_in_the_order_of_the_file(tmp_path: Path) -
         ('[node]\nlisten = "1.2.3.4:70000"\n', "node.listen", "from 0 to 65535"),
         ('[node]\nlisten = "1.2.3.400:1"\n', "node.listen", "address or a host name"),
         ('[node]\nlisten = "fd00::1:1"\n', "node.listen", "around IPv6"),
+        ('[node]\nlisten = "a:1"\npeer = "a:1"\n', "node.peer", "other node"),
         ('[node]\npeer = "b:0"\n', "node.peer", "from 1 to 65535"),
         ('[node]\nactive_at = "x\'y"\n', "node.active_at", "192.168.129.53"),
         ('[node]\nstate_dir = "var"\n', "node.state_dir", "absolute path"),
