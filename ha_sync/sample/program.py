@@ -2,8 +2,8 @@
 
 The threads are those of the real thing (call records, channel events, the manager, ...), so a locked database delays
 its own writer and no other; ``astdb`` has its commit thread besides. Each takes its actions in the plan's order from a
-bounded queue; full, it holds up the plan, and nothing is left out. A clean stop (``stop``) finishes every recording
-and message; a SIGKILL leaves what a crash leaves.
+bounded queue; full, it holds up the plan, and nothing is left out until the stop. A
+clean stop (``stop``) finishes every recording and message; a SIGKILL leaves what a crash leaves.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ha_sync.sample.settings import CDR_DB, CEL_DB, SampleSettings
 from ha_sync.sample.textfiles import CallFiles, ConfFiles, Log
 from ha_sync.sample.voicemail import Voicemail
 
-PENDING_MAX: Final = 2_000  # actions of a thread; full: the plan waits
+PENDING_MAX: Final = 500  # actions of a thread; full: the plan waits
 CLOSE_ENOUGH_S: Final = 0.003  # actions this near are done at once: fewer wake-ups
 
 WRITERS: Final[dict[str, tuple[type[act.Action], ...]]] = {
@@ -158,6 +158,7 @@ class Program:
         self._settings = settings
         self._ledger = ledger
         self._stopping = threading.Event()
+        self._over = threading.Event()  # what waits in the queues is not begun any more
         self._failure: BaseException | None = None
         self._queues: dict[str, Queue] = {name: queue.Queue(PENDING_MAX) for name in WRITERS}
         self._writer_of = {kind: name for name, kinds in WRITERS.items() for kind in kinds}
@@ -209,6 +210,7 @@ class Program:
         try:
             yield
         finally:
+            self._over.set()
             for waiting in self._queues.values():
                 waiting.put(None)
             for thread in threads:
@@ -217,7 +219,7 @@ class Program:
     def _write(self, pbx: Pbx, name: str) -> None:
         waiting = self._queues[name]
         while (action := waiting.get()) is not None:
-            if self._failure is not None:
+            if self._over.is_set() or self._failure is not None:
                 continue  # drain, so that nobody waits for room
             try:
                 if isinstance(action, act.LogRotate):

@@ -21,7 +21,7 @@ import pytest
 from ha_sync.config import TreeSettings, load
 from ha_sync.sample import SampleSettings, Verdict, check, start_command, sync_toml
 from ha_sync.sample.audio import PIECE_BYTES, WAV_HEADER_BYTES, header_lengths
-from ha_sync.sample.ledger import digest, read_ledger
+from ha_sync.sample.ledger import Line, digest, read_ledger
 
 ALWAYS = float("inf")
 EVERYTHING = {"config", "cdr", "cel", "astdb", "config-files", "cdr-csv", "voicemail", "recordings"}
@@ -42,7 +42,7 @@ class Finished:
 
 def settings_in(directory: Path, **changes: object) -> SampleSettings:
     given: dict[str, object] = {"root": str(directory / "a"), "ledger": str(directory / "ledger"), "seed": 11}
-    given |= {"rate_scale": 8.0, "seconds": 6.0, "calls": 16, "boxes": 4}
+    given |= {"rate_scale": 8.0, "seconds": 6.0, "calls": 20, "boxes": 4}
     return SampleSettings(**{**given, **changes})  # type: ignore[arg-type]
 
 
@@ -53,20 +53,42 @@ def start(settings: SampleSettings) -> subprocess.Popen[str]:
     return process
 
 
-def await_lines(ledger: str, count: int) -> None:
-    limit = time.monotonic() + 60
-    while sum(1 for _ in read_ledger(ledger)) < count:
+def await_in_ledger(ledger: str, true: Callable[[list[Line]], bool]) -> None:
+    limit = time.monotonic() + 100  # only ends a test that would never end
+    while not true(list(read_ledger(ledger))):
         assert time.monotonic() < limit, "the sample does not get on"
-        time.sleep(0.05)
+        time.sleep(0.1)
+
+
+def await_lines(ledger: str, count: int) -> None:
+    await_in_ledger(ledger, lambda lines: len(lines) >= count)
+
+
+def has_seen_everything(lines: list[Line]) -> bool:
+    """Enough of each for every damage below."""
+    files = {line["p"].rpartition("/")[2] for line in lines if line["k"] == "file"}
+    return (
+        {"unavail.wav", "secret.conf"} <= files
+        and any(name.endswith(".conf") and name != "secret.conf" for name in files)
+        and any(line["k"] == "move" for line in lines)
+        and any(line["k"] == "closed" and line["n"] > PIECE_BYTES * 2 for line in lines)
+        and any(line["k"] == "folder" and "INBOX" in line["p"] and line["messages"] for line in lines[-40:])
+        and any("dialplan_extra" in table for line in lines if line["k"] == "tx" for table, _, _ in line["rows"])
+        and len(lines) > 1500
+    )
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """One busy run that stopped by itself: everything that a PBX does has happened at least once."""
     directory = tmp_path_factory.mktemp("sample")
-    settings = settings_in(directory)
-    done = subprocess.run(start_command(settings), check=True, capture_output=True, text=True, timeout=90)
-    assert "sample: stopped" in done.stdout
+    settings = settings_in(directory, seconds=None)
+    process = start(settings)
+    await_in_ledger(settings.ledger, has_seen_everything)
+    process.terminate()
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "sample: stopped" in printed
     return Finished(root=directory / "a", ledger=settings.ledger)
 
 
@@ -391,14 +413,16 @@ def crash(settings: SampleSettings, entries: int) -> float:
 
 def test_a_crash_leaves_what_a_crash_leaves_and_everything_that_the_ledger_says(tmp_path: Path) -> None:
     settings = settings_in(tmp_path, seconds=None, calls=40, rate_scale=12.0)
-    until_s = crash(settings, 2500)
+    until_s = crash(settings, 1500)
     verdict = check(settings.ledger, settings.root, until_s)
     assert verdict.ok, verdict
     assert verdict.unacknowledged_lost == 0
     recordings = list(Path(settings.root, "monitor").rglob("*.wav"))
     open_ones = [path for path in recordings if path.read_bytes()[40:44] == bytes(4)]
     assert open_ones
-    assert all((path.stat().st_size - WAV_HEADER_BYTES) % PIECE_BYTES == 0 for path in open_ones)
+    # One may have been killed in the middle of its last write.
+    odd = [path for path in open_ones if (path.stat().st_size - WAV_HEADER_BYTES) % PIECE_BYTES]
+    assert len(odd) <= 1
 
 
 def test_headers_that_a_promotion_repaired_pass(tmp_path: Path) -> None:
@@ -420,7 +444,7 @@ def test_crashes_and_restarts_over_the_same_files_stay_explained(tmp_path: Path)
     settings = settings_in(tmp_path, seconds=None, calls=40, rate_scale=12.0)
     entries = 0
     for run in range(rounds):
-        entries += 900
+        entries += 600
         until_s = crash(replace(settings, run=run), entries)
         verdict = check(settings.ledger, settings.root, until_s)
         assert verdict.ok, (run, verdict)

@@ -434,14 +434,14 @@ def test_every_edit_keeps_the_rules_and_is_in_the_ledger_row_by_row(
     root: Path, ledger: Ledger, tmp_path: Path, wal: bool
 ) -> None:
     config = ConfigDb(str(root), ledger, wal=wal)
-    for dice in range(60):
+    for dice in range(40):
         config.edit(random.Random(dice))
     config.close()
     with closing(sqlite3.connect(root / "config.db")) as connection:
         assert broken_rules(connection) == []
     assert not lines(tmp_path, "lost", "undone")
     edits = lines(tmp_path, "tx")[1:]
-    assert len(edits) == 60
+    assert len(edits) == 40
     assert all(len(edit["rows"]) >= 3 for edit in edits)
     assert {table for edit in edits for table, _, _ in edit["rows"]} >= {
         "extensions",
