@@ -121,9 +121,10 @@ def _reasons(current: pb.Status) -> list[str]:
             lines.append(f"{dataset.name}: {dataset.reason}")
         if not dataset.consistent:
             lines.append(f"{dataset.name}: the copy is not a state that the Active had; a full sync is under way")
-        lines.extend(
-            f"{dataset.name}: {name} {dataset.counts[name]}" for name in sorted(dataset.counts) if dataset.counts[name]
-        )
+        if counts := ", ".join(
+            f"{name} {dataset.counts[name]}" for name in sorted(dataset.counts) if dataset.counts[name]
+        ):
+            lines.append(f"{dataset.name}: {counts}")
     return ["", *lines] if lines else []
 
 

@@ -39,7 +39,7 @@ STATUS = pb.Status(
             backlog=2,
             consistent=True,
             lag=pb.Lag(p50_ms=2.25, p99_ms=9.75, samples=100),
-            counts={"copies_rejected": 20, "none": 0},
+            counts={"copies_rejected": 20, "checks": 3, "none": 0},
         ),
         pb.Dataset(name="voicemail", kind="tree", state="halted", reason="the root is empty", consistent=False),
     ],
@@ -132,7 +132,7 @@ def test_status_is_an_aligned_table_without_colour_in_a_pipe(engine: FakeEngine,
         "cdr        sqlite  streaming       120    118        2     2.2     9.8          -  rows: WAL",
         "voicemail  tree    halted            0      -        0       -       -          -  -",
         "",
-        "cdr: copies_rejected 20",
+        "cdr: checks 3, copies_rejected 20",
         "voicemail: the root is empty",
         "voicemail: the copy is not a state that the Active had; a full sync is under way",
     ]
@@ -150,7 +150,7 @@ def test_status_as_json_has_every_field_by_its_name_and_numbers_as_numbers(engin
     assert list(cdr) == list(voicemail) == [field.name for field in pb.Dataset.DESCRIPTOR.fields]
     assert cdr["position"] == {"epoch": 4, "incarnation": "ab", "sequence": 120}
     assert cdr["lag"] == {"p50_ms": 2.25, "p99_ms": 9.75, "samples": 100, "oldest_pending_ms": None}
-    assert cdr["counts"] == {"copies_rejected": 20, "none": 0}
+    assert cdr["counts"] == {"checks": 3, "copies_rejected": 20, "none": 0}
     assert (voicemail["lag"], voicemail["acknowledged"], voicemail["counts"]) == (None, None, {})
 
 
