@@ -7,7 +7,8 @@ An attempt reads the file and is *accepted* only if what was read is one committ
   its first write until after its last, also when it spilled its cache and whatever its journal mode. RESERVED alone
   means a program that has an open transaction and has not touched the file: a patient caller still waits for it, since
   it will soon, but a program that keeps a transaction open most of the time (astdb) must not shut us out;
-- the ``-journal`` must be absent, empty or without its magic: else a dead program left a half-written file;
+- the ``-journal`` must be absent, empty or without its magic: else a dead program left a half-written file. Then file
+  and journal are copied together, under the same rule, and rolled back in our own place;
 - size, inode, mtime and the change counter must be the same, and nobody may have written meanwhile: heard from the
   kernel, event by event, by a ``WriteWitness``. Without one (no inotify left) the mtime must have been seen unchanged
   for MTIME_GRAIN_S before the read began, since two writes within one tick of the kernel's clock bear the same mtime.
@@ -62,7 +63,6 @@ class Refusal(enum.Enum):
     TOO_LARGE = "the file is larger than pages_max_mib"
     WRITING = "a program is writing"
     TRANSACTION = "a program has a transaction open"
-    HOT_JOURNAL = "a journal of an interrupted transaction waits for the program"
     UNSETTLED = "the last write is too recent"
     CHANGED = "the file changed while it was read"
     LOG_BUSY = "the write-ahead log cannot be read now"
@@ -119,6 +119,9 @@ class _Refused(Exception):
         self.detail = detail
         self.read = read
 
+    def rejected(self, seconds: float) -> Rejected:
+        return Rejected(why=self.why, detail=self.detail, read_in_vain=self.read, seconds=seconds)
+
 
 @dataclass(slots=True)
 class _Wanted:
@@ -153,7 +156,8 @@ class LockFreeReader:
     """Keeps the file open between attempts, and remembers what it last accepted."""
 
     def __init__(self, path: str, *, bytes_max: int | None = None, with_witness: bool = True) -> None:
-        self._path = path
+        # SQLite keeps the journal beside the file itself, not beside a link to it.
+        self._path = os.path.realpath(path)
         self._bytes_max = bytes_max
         self._with_witness = with_witness
         self._fd = -1
@@ -178,8 +182,10 @@ class LockFreeReader:
         try:
             return self._attempt(wanted, began, patient=patient, skip_unchanged=skip_unchanged)
         except _Refused as refused:
-            spent = time.monotonic() - began
-            return Rejected(why=refused.why, detail=refused.detail, read_in_vain=refused.read, seconds=spent)
+            return refused.rejected(time.monotonic() - began)
+        except OSError as error:
+            detail = error.strerror or str(error)
+            return Rejected(why=Refusal.UNREADABLE, detail=detail, seconds=time.monotonic() - began)
 
     def snapshot_to(self, target: str, *, within_s: float, pause_s: float = 0.002) -> Copy | Rejected:
         """Writes an accepted copy to the new file ``target``; tries until ``within_s`` have passed.
@@ -227,20 +233,23 @@ class LockFreeReader:
             os.ftruncate(fd, 0)
             result = self._attempt(wanted, began, patient=patient, skip_unchanged=False)
         except _Refused as refused:
-            spent = time.monotonic() - began
-            return Rejected(why=refused.why, detail=refused.detail, read_in_vain=refused.read, seconds=spent)
+            return refused.rejected(time.monotonic() - began)
         assert isinstance(result, Copy)
         return result
 
     def _attempt(self, wanted: _Wanted, began: float, *, patient: bool, skip_unchanged: bool) -> Copy | Unchanged:
         before, header = self._before(patient=patient)
         logged = header.write_ahead_log and _size_of(f"{self._path}-wal") > 0
-        if skip_unchanged and not logged and not self._touched and before == self._accepted:
+        hot = self._journal_is_hot()
+        if skip_unchanged and not logged and not hot and not self._touched and before == self._accepted:
             return Unchanged()
         self._touched = False
         self._cut(wanted, before.size, header)
         if logged:
-            self._read_with_log(wanted, before)
+            in_use = self._log_is_in_use()
+            self._take_image(wanted, self._image_in_transaction() if in_use else self._joined_image("-wal", before))
+        elif hot:
+            self._take_image(wanted, self._joined_image("-journal", before))
         else:
             self._read_plain(wanted, before, header)
             self._accepted = before
@@ -277,7 +286,6 @@ class LockFreeReader:
         first = self._signature()
         # Order matters: a program that starts after the locks were asked leaves a trace in `first` or at the end.
         self._require_no_writer(patient=patient, read=False)
-        self._require_no_hot_journal(read=False)
         header = parse_header(os.pread(self._fd, HEADER_BYTES, 0))
         if first.size == 0:
             raise _Refused(Refusal.EMPTY)
@@ -289,7 +297,8 @@ class LockFreeReader:
 
     def _after(self, before: _Signature) -> None:
         self._require_no_writer(patient=False, read=True)
-        self._require_no_hot_journal(read=True)
+        if self._journal_is_hot():
+            raise _Refused(Refusal.CHANGED, "a journal appeared", read=True)
         self._listen()
         if self._touched or self._signature() != before or self._replaced():
             raise _Refused(Refusal.CHANGED, read=True)
@@ -335,9 +344,8 @@ class LockFreeReader:
 
     # ---- write-ahead log ------------------------------------------------------------------------------------------
 
-    def _read_with_log(self, wanted: _Wanted, before: _Signature) -> None:
+    def _take_image(self, wanted: _Wanted, image: bytes) -> None:
         self._accepted = None
-        image = self._image_in_transaction() if self._log_is_in_use() else self._image_of_abandoned_log(before)
         if self._bytes_max is not None and len(image) > self._bytes_max:
             raise _Refused(Refusal.TOO_LARGE, f"{len(image) / 2**20:.1f} MiB")
         wanted.size = len(image)
@@ -357,29 +365,25 @@ class LockFreeReader:
         try:
             connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             return _serialized(connection)
-        except (apsw.BusyError, apsw.LockedError, apsw.IOError, apsw.CantOpenError, apsw.ReadOnlyError) as error:
-            raise _Refused(Refusal.LOG_BUSY, str(error)) from error
         except (apsw.CorruptError, apsw.NotADBError) as error:
             raise _Refused(Refusal.NOT_A_DATABASE, str(error)) from error
+        except apsw.Error as error:
+            raise _Refused(Refusal.LOG_BUSY, str(error)) from error
         finally:
             connection.close()
 
-    def _image_of_abandoned_log(self, before: _Signature) -> bytes:
-        log = f"{self._path}-wal"
-        with tempfile.TemporaryDirectory(prefix="ha-sync-log-") as place:
+    def _joined_image(self, end: str, before: _Signature) -> bytes:
+        """What SQLite makes of the file and the journal or log that a dead program left: done on copies of ours."""
+        companion = f"{self._path}{end}"
+        with tempfile.TemporaryDirectory(prefix="ha-sync-join-") as place:
             own = os.path.join(place, "database")
-            log_before = _stat_or_none(log)
-            for source, target in ((self._path, own), (log, f"{own}-wal")):
+            mark = _mark_of(companion)
+            for source, target in ((self._path, own), (companion, f"{own}{end}")):
                 _copy_file(source, target)
-            log_after = _stat_or_none(log)
-            same = (
-                log_before is not None
-                and log_after is not None
-                and (log_before.st_ino, log_before.st_size, log_before.st_mtime_ns)
-                == (log_after.st_ino, log_after.st_size, log_after.st_mtime_ns)
-            )
+            self._require_no_writer(patient=True, read=True)
             self._listen()
-            if not same or self._log_is_in_use() or self._touched or self._signature() != before:
+            in_use = end == "-wal" and self._log_is_in_use()
+            if in_use or mark != _mark_of(companion) or self._touched or self._signature() != before:
                 raise _Refused(Refusal.CHANGED, read=True)
             try:
                 connection = apsw.Connection(own)
@@ -413,16 +417,16 @@ class LockFreeReader:
             if holder is not None:
                 raise _Refused(Refusal.TRANSACTION, f"process {holder}", read=read)
 
-    def _require_no_hot_journal(self, *, read: bool) -> None:
+    def _journal_is_hot(self) -> bool:
+        """Whether the journal would be rolled back; the lock of a living program was asked for before."""
         try:
             fd = os.open(f"{self._path}-journal", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
-            return
+            return False
         except OSError as error:
-            raise _Refused(Refusal.UNREADABLE, f"journal: {error.strerror}", read=read) from error
+            raise _Refused(Refusal.UNREADABLE, f"journal: {error.strerror}") from error
         try:
-            if os.pread(fd, _JOURNAL_MAGIC_BYTES, 0).strip(b"\x00"):
-                raise _Refused(Refusal.HOT_JOURNAL, read=read)
+            return bool(os.pread(fd, _JOURNAL_MAGIC_BYTES, 0).strip(b"\x00"))
         finally:
             os.close(fd)
 
@@ -509,6 +513,11 @@ def _stat_or_none(path: str) -> os.stat_result | None:
         return os.stat(path)
     except OSError:
         return None
+
+
+def _mark_of(path: str) -> tuple[int, int, int] | None:
+    status = _stat_or_none(path)
+    return None if status is None else (status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def _cloned(source: int, target: int) -> bool:

@@ -15,8 +15,10 @@ import pytest
 
 from ha_sync.apply.pages import PagesSink
 from ha_sync.capture.pages import PagesSource
+from ha_sync.capture.pages import source as source_module
 from ha_sync.core.dataset import DatasetState
 from ha_sync.core.position import Answer, Epoch
+from ha_sync.database.lockfree import LockFreeReader, Refusal, Rejected
 from tests.support.pages_pipe import Events, astdb, flowing, put, rows_of, settings_of, uuid_rows
 
 
@@ -308,3 +310,23 @@ async def test_a_need_brings_the_whole_file(tmp_path: Path) -> None:
         pipe._session.need((b"",))
         await pipe.until(lambda: pipe.payload_bytes - before >= pair.active.stat().st_size)
         assert pair.same()
+
+
+async def test_twenty_copies_rejected_in_a_row_are_an_alarm_that_ends_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_module, "SLOW_TICK_S", 0.05)
+    pair = Pair(tmp_path)
+    astdb(pair.active, {"a": "1"})
+    torn = Rejected(why=Refusal.CHANGED, read_in_vain=True)
+    async with pair.opened() as (source, sink):
+        with monkeypatch.context() as patched:
+            patched.setattr(LockFreeReader, "attempt", lambda *_, **__: torn)
+            async with flowing(source, sink) as pipe:
+                await pipe.until(lambda: source.report().state is DatasetState.DEGRADED)
+                assert dict(source.report().counts)["copies_rejected"] >= 20
+        async with flowing(source, sink) as pipe:
+            await pipe.caught_up()
+            assert source.report().state is DatasetState.STREAMING
+    assert pair.events.whats().count("database cannot be captured as pages") == 1
+    assert pair.events.whats().count("database is captured again") == 1

@@ -152,7 +152,7 @@ def test_the_same_writers_do_tear_the_copies_of_a_careless_reader(
 ) -> None:
     """Shows that the tests above can fail: without the rule a broken copy turns up."""
     monkeypatch.setattr(LockFreeReader, "_require_no_writer", lambda *_, **__: None)
-    monkeypatch.setattr(LockFreeReader, "_require_no_hot_journal", lambda *_, **__: None)
+    monkeypatch.setattr(LockFreeReader, "_journal_is_hot", lambda *_: False)
     monkeypatch.setattr(LockFreeReader, "_after", lambda *_, **__: None)
     monkeypatch.setattr(LockFreeReader, "_listen", lambda *_, **__: None)
     path = tmp_path / "torn.db"

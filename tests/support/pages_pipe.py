@@ -11,7 +11,7 @@ from pathlib import Path
 from ha_sync.config import CaptureMode, NodeLocalRows, SqliteSettings
 from ha_sync.core.dataset import DatasetName, Priority, Session, Sink, Source
 from ha_sync.core.position import Answer
-from ha_sync.errors import RepairNeeded
+from ha_sync.errors import RepairNeeded, Retryable
 
 
 class Events:
@@ -62,7 +62,7 @@ class Pipe:
             if self._needs:
                 session.need(tuple(self._needs))
                 self._needs.clear()
-            with contextlib.suppress(RepairNeeded):
+            with contextlib.suppress(RepairNeeded, Retryable):
                 async for frame in session.frames():
                     self.frames += 1
                     self.payload_bytes += len(frame.payload)

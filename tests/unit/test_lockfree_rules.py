@@ -86,14 +86,43 @@ def test_we_hold_no_lock_while_and_after_reading(path: Path, reader: LockFreeRea
         db.execute("INSERT INTO t VALUES(2)")
 
 
-def test_a_hot_journal_is_refused_and_a_finished_one_is_not(path: Path, reader: LockFreeReader) -> None:
-    journal = Path(f"{path}-journal")
-    journal.write_bytes(b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7" + bytes(504))
-    assert why(reader.attempt()) is Refusal.HOT_JOURNAL
-    journal.write_bytes(bytes(512))
-    assert isinstance(reader.attempt(), Copy)
-    journal.write_bytes(b"")
-    assert isinstance(reader.attempt(), Copy)
+@pytest.mark.req("R22", "R25")
+def test_a_journal_of_a_dead_program_is_rolled_back_in_our_own_place_only(
+    path: Path, reader: LockFreeReader, tmp_path: Path
+) -> None:
+    program = (
+        "import sqlite3,sys,os; d=sqlite3.connect(sys.argv[1]); d.execute('PRAGMA cache_size=2');"
+        "d.execute('BEGIN'); d.executemany('INSERT INTO t VALUES(?)',(('x'*3000,) for n in range(200))); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(path)], check=True)
+    left = {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
+    assert len(left["a.db"]) > 100_000
+    assert left["a.db-journal"].startswith(b"\xd9\xd5\x05\xf9")
+    found = reader.attempt(whole=True)
+    assert isinstance(found, Copy)
+    assert found.image is not None
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        db.deserialize(found.image)
+        assert db.execute("SELECT * FROM t").fetchall() == [(1,)]
+    assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == left
+
+
+@pytest.mark.parametrize("content", [bytes(512), b""])
+def test_a_finished_journal_that_is_kept_does_not_matter(path: Path, reader: LockFreeReader, content: bytes) -> None:
+    Path(f"{path}-journal").write_bytes(content)
+    found = reader.attempt(whole=True)
+    assert isinstance(found, Copy)
+    assert found.image == path.read_bytes()
+
+
+def test_behind_a_link_the_journal_is_looked_for_beside_the_file(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere" / "link.db"
+    link.symlink_to(path)
+    Path(f"{path}-journal").write_bytes(b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7" + bytes(504))
+    reader = LockFreeReader(str(link))
+    assert reader._journal_is_hot()
+    reader.close()
 
 
 def test_a_write_during_the_read_is_noticed_even_when_every_number_stays(

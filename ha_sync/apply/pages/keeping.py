@@ -20,10 +20,11 @@ _CATALOGUE = "CREATE TABLE keeping.kept(name TEXT PRIMARY KEY, stored TEXT NOT N
 
 
 def take_out(database: str, keeping: str, locality: Locality) -> int:
-    """Saves the own rows; returns how many. Replaces what was kept before. Raises ``apsw.Error``."""
+    """Saves the own rows; returns how many. Replaces what was kept before. Raises ``apsw.Error``.
+
+    Opening the database also finishes an interrupted transaction of the own file, before its journal is removed.
+    """
     drop(keeping)
-    if not locality.tables and not locality.clauses:
-        return 0
     rows = 0
     # Ours alone to read: the rows may hold secrets. SQLite attaches an empty file, but must not create one.
     os.close(os.open(keeping, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))

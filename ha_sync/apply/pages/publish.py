@@ -46,7 +46,7 @@ class Place:
     """The dataset's path, and the names beside it that are ours."""
 
     def __init__(self, path: str) -> None:
-        self.path = os.path.abspath(path)
+        self.path = os.path.realpath(path)  # a link stays a link
         self.folder, self.name = os.path.split(self.path)
         self._prefix = f".ha-{self.name}."
 

@@ -271,7 +271,6 @@ class PagesSink:
         if not own or not os.path.exists(self._place.path):
             return
         try:
-            # Through SQLite, which also finishes an interrupted transaction of the own file first.
             rows = keeping.take_out(self._place.path, self._keeping, self._locality)
         except apsw.Error as error:
             self._tell("warning", "own database cannot be read: node-local rows are not kept", reason=str(error))

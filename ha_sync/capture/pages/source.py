@@ -47,7 +47,7 @@ _HINT_OF = {
     Refusal.UNREADABLE: "give the engine's user read permission",
     Refusal.NOT_A_DATABASE: "set the path of a SQLite database, or restore it",
     Refusal.TOO_LARGE: "raise pages_max_mib, or set capture = rows and run `ha-sync attach` while its program is down",
-    Refusal.HOT_JOURNAL: "start its program, which finishes the transaction",
+    Refusal.WRITING: "a program that locks the file for good (locking_mode=EXCLUSIVE) cannot be captured",
 }
 
 
@@ -56,7 +56,7 @@ class PagesSource:
 
     def __init__(self, settings: SqliteSettings, *, state_path: str | os.PathLike[str], report: Report) -> None:
         self._settings = settings
-        self._path = os.path.abspath(settings.path)
+        self._path = os.path.realpath(settings.path)
         self._state_path = os.fspath(state_path)
         self._report_event = report
         self._reader = LockFreeReader(self._path, bytes_max=settings.pages_max_mib * MIB)
