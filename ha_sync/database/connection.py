@@ -38,13 +38,16 @@ def open_active(path: str) -> apsw.Connection:
     return db
 
 
-def open_standby(path: str, *, create: bool) -> apsw.Connection:
-    """Opens the Standby's copy for the applier: durable commits, application triggers and foreign keys off."""
+def open_standby(path: str, *, create: bool, encoding: str = "UTF-8") -> apsw.Connection:
+    """Opens the Standby's copy for the applier: durable commits, application triggers and foreign keys off.
+
+    ``encoding`` is that of a file which is made now, or is empty; it has no meaning for any other.
+    """
     flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0)
     db = apsw.Connection(path, flags=flags)
+    if create:
+        run(db, f"PRAGMA encoding='{encoding}'")  # the first statement: reading anything would settle the encoding
     db.set_busy_timeout(BUSY_TIMEOUT_MS)
-    db.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)
-    db.config(apsw.SQLITE_DBCONFIG_ENABLE_FKEY, 0)
     run(db, "PRAGMA synchronous=EXTRA")
     run(db, "PRAGMA ignore_check_constraints=ON")
     tuned(db)
@@ -53,6 +56,8 @@ def open_standby(path: str, *, create: bool) -> apsw.Connection:
 
 def tuned(db: apsw.Connection) -> None:
     """Settings of this connection alone; nothing of it is stored in the file."""
+    db.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)  # the application's may call functions that we do not have
+    db.config(apsw.SQLITE_DBCONFIG_ENABLE_FKEY, 0)
     db.config(apsw.SQLITE_DBCONFIG_DQS_DDL, 1)  # the application's own schema must load whatever it holds
     db.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
     db.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 0)  # shadow tables are copied by row

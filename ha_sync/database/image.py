@@ -212,6 +212,8 @@ class ImageBuilder:
             run(self._db, f"PRAGMA img.max_page_count={SMALL_MAX_BYTES // SMALL_PAGE}")
             return
         remove_file(self._spill)
+        # The connection was opened without the right to create files.
+        os.close(os.open(self._spill, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
         self._db.execute("ATTACH ? AS img", (self._spill,)).fetchall()
         for pragma in (f"page_size={LARGE_PAGE}", "journal_mode=OFF", "synchronous=OFF", "cache_size=-8192"):
             run(self._db, f"PRAGMA img.{pragma}")

@@ -2,8 +2,8 @@
 
 A *range* is (lo, hi] in key order, about ``RANGE_ROWS`` rows of the Standby; the last one of a table has no upper end,
 so the ranges of a table cover every key there can be. Its hash is taken over a text that names every value and its
-type exactly: ``quote`` keeps types and all digits, and where a text holds a NUL, at which ``quote`` stops, the raw bytes
-follow in hexadecimal. Equal rows give equal hashes on both nodes because both carry the same SQLite.
+type exactly: ``quote`` keeps types and all digits, and where a text holds a NUL, at which ``quote`` stops, the raw
+bytes follow in hexadecimal. Equal rows give equal hashes on both nodes because both carry the same SQLite.
 
 Ranges stand in ``inv.range(id, tbl, rows, hash, k0, ...)``; k0.. is the upper end, NULL for the last of a table.
 """
@@ -159,4 +159,4 @@ def table_digest(db: apsw.Connection, table: Table, locality: Locality) -> bytes
     write_ranges(db, RangeReader(table=table, locality=locality))
     rows = number(db, "SELECT sum(rows) FROM inv.range")
     text = one(db, "SELECT group_concat(hex(hash) ORDER BY id) FROM inv.range")
-    return xxhash.xxh3_128_digest(f"{rows}:{text}")
+    return xxhash.xxh3_128_digest(f"{rows}:{text}".encode())

@@ -1,4 +1,4 @@
-"""Where long reads of a rollback-journal database happen: on a private copy, so that no lock is held (DESIGN 4.3, 4.12).
+"""Where long reads of a rollback-journal database happen: on a private copy, with no lock held (DESIGN 4.3, 4.12).
 
 A ``Snapshot`` writes a copy that is one committed state to ``target``. It is called only while this process has no
 SQLite connection to the database (POSIX locks). It raises ``Retryable`` where none can be had now.

@@ -125,7 +125,7 @@ def trim_trigger(entries_max: int) -> Trigger:
 def our_triggers(db: apsw.Connection) -> dict[str, tuple[str, str]]:
     """Triggers of ours that stand in the database: name -> (table, sql)."""
     rows = db.execute(
-        "SELECT name, tbl_name, sql FROM main.sqlite_schema WHERE type = 'trigger' AND name LIKE '\\_ha\\_%' ESCAPE '\\'"
+        "SELECT name, tbl_name, sql FROM main.sqlite_schema WHERE type = 'trigger' AND substr(name, 1, 4) = '_ha_'"
     )
     return {str(name): (str(table), str(sql)) for name, table, sql in rows}
 

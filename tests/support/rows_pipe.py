@@ -132,8 +132,15 @@ class RowsPair:
         finally:
             await frames.aclose()
 
-    async def settle(self, timeout: float = 60.0) -> Position:
+    async def settle(self, timeout: float = 20.0) -> Position:
         """Waits until everything that is committed now is durable on the Standby."""
+        try:
+            return await self._settle(timeout)
+        except TimeoutError:
+            state = (self.source.report(), self.sink.report(), self.failures[-3:], self.answers, self.link)
+            raise AssertionError(f"not settled: {state}") from None
+
+    async def _settle(self, timeout: float) -> Position:
         async with asyncio.timeout(timeout):
             while True:
                 wanted = await self.source.settled()

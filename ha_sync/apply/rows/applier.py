@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import apsw
 
@@ -96,7 +96,7 @@ class Applier:
         finally:
             detach_image(db)
 
-    def inventory(self) -> Iterator[bytes]:
+    def inventory(self) -> Generator[bytes, None, None]:
         """The chunks of this node's inventory."""
         exists = self._db is not None or (os.path.lexists(self._path) and os.path.getsize(self._path) > 0)
         db = self._connect(create=False) if exists else apsw.Connection(":memory:")
@@ -175,7 +175,7 @@ class Applier:
         self.close()
         if create:
             os.makedirs(os.path.dirname(os.path.abspath(self._path)), exist_ok=True)
-        db = open_standby(self._path, create=create)
+        db = open_standby(self._path, create=create, encoding=encoding or "UTF-8")
         try:
             if encoding:
                 _require_encoding(db, encoding, self._path)
@@ -197,9 +197,6 @@ class Applier:
 
 
 def _require_encoding(db: apsw.Connection, encoding: str, path: str) -> None:
-    if not number(db, "SELECT count(*) FROM main.sqlite_schema"):
-        run(db, f"PRAGMA encoding='{encoding}'")
-        return
     have = one(db, "PRAGMA main.encoding")
     if have != encoding:
         raise OperatorNeeded(

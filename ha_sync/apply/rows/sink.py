@@ -268,10 +268,10 @@ class RowsSink(Sink):
                     "what": tampered,
                 },
             )
-            error = RepairNeeded("the standby's copy was changed", subject=self._settings.path, reason=tampered)
-            self._broken = error
-            self._troubled(error)
-            self._failure(error)
+            repair = RepairNeeded("the standby's copy was changed", subject=self._settings.path, reason=tampered)
+            self._broken = repair
+            self._troubled(repair)
+            self._failure(repair)
         elif self._condition[0] in {DatasetState.FAILED, DatasetState.STARTING} and self._broken is None:
             self._applied = self._applier.position
             self._show(*self._healthy())

@@ -115,6 +115,7 @@ class Capture:
         self._method = "rows"
         self.journal = Journal(state_path)
         self.logged = 0
+        self._facts: Facts | None = None
         self.attach_now = False
 
     def open(self, epoch: Epoch) -> None:
@@ -235,6 +236,7 @@ class Capture:
             with reading(db):
                 self._require_schema(db)
                 logged = last_logged(db) if has_log(db) else 0
+                facts = read_facts(db, self._locality)
                 changed = self._changed_untracked(db)
         finally:
             if "inv" in db.db_names():
@@ -242,6 +244,9 @@ class Capture:
         if changed:
             self.journal.mark(logged, frozenset(changed))
             self._digests.update(changed)
+        elif self._facts is not None and facts != self._facts and logged == self.logged:
+            self.journal.mark(logged, frozenset({EVERYTHING}))
+        self._facts = facts
         self.journal.noticed(logged)
         self.logged = logged
         return self.journal.captured
@@ -432,7 +437,7 @@ class Capture:
             c.whole(c.schema.tables[name])
         if logging:
             c.changes(logged_after, without=whole)
-        self.logged = logged
+        self.logged, self._facts = logged, facts
         self.journal.noticed(logged)
         objects = c.schema.objects if EVERYTHING in whole else None
         head = Head(parts=tuple(c.builder.parts), facts=facts if facts != sent else None, objects=objects)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import apsw
 
 from ha_sync.capture.rows.collect import Collector
-from ha_sync.database.connection import number, run
-from ha_sync.database.image import Facts, remove_file
+from ha_sync.database.connection import number, one, run
+from ha_sync.database.image import HEADER_BYTES, Facts, encoding_of, remove_file
 from ha_sync.database.inventory import take_chunk
 from ha_sync.database.names import folded
 from ha_sync.database.ranges import RangeReader
@@ -24,6 +24,7 @@ class Inventory:
     def __init__(self, path: str) -> None:
         self._path = path
         self._chunks = 0
+        self._encoding = ""
         self._db: apsw.Connection | None = None
         self.objects: tuple[SchemaObject, ...] = ()
         self.facts: Facts | None = None
@@ -32,7 +33,9 @@ class Inventory:
         """Adds one chunk. Raises ``ProtocolFault``."""
         if self._db is None:
             remove_file(self._path)
+            self._encoding = encoding_of(content[:HEADER_BYTES])
             self._db = apsw.Connection(self._path)
+            run(self._db, f"PRAGMA encoding='{self._encoding}'")
             for pragma in ("journal_mode=OFF", "synchronous=OFF", "trusted_schema=OFF", "cell_size_check=ON"):
                 run(self._db, f"PRAGMA {pragma}")
         head = take_chunk(self._db, content, first=self._chunks == 0)
@@ -49,7 +52,10 @@ class Inventory:
         self._db = None
 
     def attach(self, db: apsw.Connection) -> None:
-        """Makes it readable as ``inv``."""
+        """Makes it readable as ``inv``; in another text encoding nothing can be equal, so it counts as empty."""
+        if one(db, "PRAGMA main.encoding") != self._encoding:
+            self.objects = ()
+            return
         db.execute("ATTACH ? AS inv", (self._path,)).fetchall()
 
     def detach(self, db: apsw.Connection) -> None:
