@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import shutil
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -45,7 +44,7 @@ def another_process_has_open(path: Path, script: str = "") -> Iterator[subproces
         "db.execute('SELECT count(*) FROM sqlite_master').fetchall()\n"
         "print('ready', flush=True)\n"
         "for line in sys.stdin:\n"
-        "    try: db.executescript(line); print('done', flush=True)\n"
+        "    try: (db.executescript if ';' in line else db.execute)(line); print('done', flush=True)\n"
         "    except Exception as e: print('error', e, flush=True)\n"
     )
     program = subprocess.Popen(
@@ -60,6 +59,18 @@ def another_process_has_open(path: Path, script: str = "") -> Iterator[subproces
         program.stdin.close()
         program.wait(10)
         program.stdout.close()
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[apsw.Connection]:
+    """A connection of this process, through the same SQLite as the engine's: two libraries would drop each other's locks."""
+    db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+    db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    db.set_busy_timeout(10_000)
+    try:
+        yield db
+    finally:
+        db.close()
 
 
 def say(program: subprocess.Popen[str], line: str) -> None:
@@ -177,7 +188,8 @@ async def test_a_log_trimmed_past_the_standby_is_compared(tmp_path: Path) -> Non
         await equal(pair)
         await pair.disconnect()
         write(pair.active, "WITH s(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM s WHERE x < 1000) INSERT INTO t SELECT x, x FROM s")
-        kept = sqlite3.connect(pair.active).execute("SELECT count(*) FROM _ha_change").fetchone()[0]
+        with opened(pair.active) as db:
+            ((kept,),) = db.execute("SELECT count(*) FROM _ha_change").fetchall()
         assert 100 <= kept < 200
         await pair.connect()
         await equal(pair)
@@ -227,7 +239,7 @@ async def test_node_local_tables_and_rows_stay_on_their_node(tmp_path: Path) -> 
           "INSERT INTO kv VALUES('/local/uuid', 'B'), ('/shared/old', 1)")
 
     def of(path: Path, sql: str) -> list[tuple[object, ...]]:
-        with contextlib.closing(sqlite3.connect(path)) as db:
+        with opened(path) as db:
             return db.execute(sql).fetchall()
 
     async with rows_pair(tmp_path, node_local_tables=("network",), node_local_rows=local) as pair:
@@ -252,10 +264,10 @@ async def test_node_local_tables_and_rows_stay_on_their_node(tmp_path: Path) -> 
         assert of(pair.standby, "SELECT * FROM sip WHERE name = 'two'") == [("two", 2, 1)]
         # What is local may be edited on the Standby, everything else may not.
         write(pair.standby, "UPDATE sip SET value = 'B2' WHERE name = 'externhost'; UPDATE network SET v = 'B2'")
-        with contextlib.closing(sqlite3.connect(pair.standby)) as db:
+        with opened(pair.standby) as db:
             for refused in ("UPDATE sip SET value = 0 WHERE name = 'two'", "DELETE FROM kv WHERE key = '/shared/uuid'",
                             "INSERT INTO sip(name) VALUES('foreign')", "UPDATE sip SET name = 'x' WHERE name = 'externhost'"):
-                with pytest.raises(sqlite3.IntegrityError, match=ACTIVE_AT):
+                with pytest.raises(apsw.ConstraintError, match=ACTIVE_AT):
                     db.execute(refused)
         assert pair.failures == []
 
@@ -266,8 +278,8 @@ async def test_a_write_on_the_standby_is_refused_and_names_the_active(tmp_path: 
     async with rows_pair(tmp_path) as pair:
         await equal(pair)
         for sql in ("INSERT INTO t(v) VALUES(2)", "UPDATE t SET v = 3", "DELETE FROM t", "REPLACE INTO t VALUES(1, 1)"):
-            with contextlib.closing(sqlite3.connect(pair.standby)) as db, pytest.raises(
-                sqlite3.IntegrityError, match=f"standby: write to the active at {ACTIVE_AT}"
+            with opened(pair.standby) as db, pytest.raises(
+                apsw.ConstraintError, match=f"standby: write to the active at {ACTIVE_AT}"
             ):
                 db.execute(sql)
         # A guard that somebody removes comes back, and what was written meanwhile is undone.
@@ -298,7 +310,7 @@ async def test_promotion_and_demotion_swap_guards_and_triggers(tmp_path: Path) -
         await pair.open(Epoch(3))
         await pair.connect()
         await equal(pair)
-        with contextlib.closing(sqlite3.connect(pair.standby)) as db, pytest.raises(sqlite3.IntegrityError):
+        with opened(pair.standby) as db, pytest.raises(apsw.ConstraintError):
             db.execute("DELETE FROM t")
         write(pair.active, "UPDATE t SET v = 'again'")
         await equal(pair)
@@ -321,7 +333,7 @@ async def test_detach_removes_every_trace(tmp_path: Path) -> None:
     finally:
         await pair.close()
     for path in (pair.active, pair.standby):
-        with contextlib.closing(sqlite3.connect(path)) as db:
+        with opened(path) as db:
             assert db.execute("SELECT name FROM sqlite_master WHERE name LIKE '%ha\\_%' ESCAPE '\\'").fetchall() == []
             assert db.execute("SELECT count(*) FROM t").fetchone() == (1,)
 
@@ -350,7 +362,7 @@ async def test_no_trigger_is_created_while_another_process_has_the_database_open
 
 
 def raw_schema(path: Path) -> list[tuple[str, str]]:
-    with contextlib.closing(sqlite3.connect(path)) as db:
+    with opened(path) as db:
         return db.execute("SELECT type, name FROM sqlite_master").fetchall()
 
 
@@ -359,6 +371,7 @@ async def test_triggers_go_in_live_where_the_dataset_allows_it(tmp_path: Path) -
     write(tmp_path / "active.db", SIMPLE)
     with another_process_has_open(tmp_path / "active.db") as program:
         async with rows_pair(tmp_path, live_triggers=True) as pair:
+            await equal(pair)
             assert pair.source.report().state is DatasetState.STREAMING
             say(program, "INSERT INTO t(v) VALUES('a')")
             await equal(pair)

@@ -151,8 +151,13 @@ class Capture:
             return Condition(state=DatasetState.DEGRADED, reason=reason, method=self._method)
         return Condition(state=DatasetState.STREAMING, reason="", method=self._method)
 
-    def look(self) -> Position:
-        """Notices what was committed before the call. Raises ``apsw.Error`` and ``OSError`` of an unfit database."""
+    def look(self, *, thorough: bool = False) -> Position:
+        """Notices what was committed before the call; ``thorough``: in tables without triggers too, at any cost.
+
+        Raises ``apsw.Error`` and ``OSError`` of an unfit database.
+        """
+        if thorough:
+            self._look_again_at = 0.0
         return self._settle(lambda: self._access.read(self._look))
 
     def batch(self, after: int, facts: Facts | None) -> Batch | None:

@@ -93,6 +93,8 @@ class RowsSession(Session):
     async def _next(self) -> Batch | None:
         if self._sent is None:
             batch = await self._source.compare_batch(self._inventory)
+            if batch is not None:
+                await self._source.in_thread(self._inventory.discard)
         else:
             batch = await self._source.next_batch(self._sent, self._facts)
         if not self._source.captured.resumes(self._journal):

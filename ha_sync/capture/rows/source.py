@@ -127,7 +127,7 @@ class RowsSource(Source):
 
     async def settled(self) -> Position:
         """Notices everything that was durable before the call."""
-        await self._look()
+        await self._guarded(self._capture.look, thorough=True)
         if self._session is not None:
             self._session.nudge()
         return self._captured
