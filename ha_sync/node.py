@@ -180,8 +180,9 @@ class Node:
     async def _promote_one(self, endpoint: _Endpoint) -> list[tuple[DatasetName, Finished]]:
         name = endpoint.settings.name
         if endpoint.sink is None:  # a restart as Active of a node that was Standby
-            endpoint.sink = self._new_sink(endpoint.settings)
-            await self._guarded(endpoint, endpoint.sink.open(self.promised, active_at=self._active_at()))
+            sink = self._new_sink(endpoint.settings)
+            await self._guarded(endpoint, sink.open(self.promised, active_at=self._active_at()))
+            endpoint.sink = sink
         try:
             done = await endpoint.sink.promote()
         except (HaSyncError, OSError) as error:
@@ -214,11 +215,13 @@ class Node:
 
     async def _open(self, endpoint: _Endpoint) -> None:
         if self.role is Role.ACTIVE:
-            endpoint.source = self._new_source(endpoint.settings)
-            await endpoint.source.open(self.epoch)
+            source = self._new_source(endpoint.settings)
+            await source.open(self.epoch)
+            endpoint.source = source  # only now: nobody may ask an end that is not open
         else:
-            endpoint.sink = self._new_sink(endpoint.settings)
-            await endpoint.sink.open(self.epoch, active_at=self._active_at())
+            sink = self._new_sink(endpoint.settings)
+            await sink.open(self.epoch, active_at=self._active_at())
+            endpoint.sink = sink
             membership = await self._joined()
             endpoint.subscriber = Subscriber(
                 endpoint.sink,

@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
-from ha_proto.sync.v1 import control_pb2, control_pb2_grpc, pairing_pb2, pairing_pb2_grpc, replication_pb2
+from ha_proto.sync.v1 import control_pb2, control_pb2_grpc, pairing_pb2_grpc
 from ha_sync.catalogue.engine import EngineState
 from ha_sync.config import Settings
 from ha_sync.core.dataset import Role
@@ -34,6 +34,7 @@ from ha_sync.pairing.identity import exists as identity_exists
 from ha_sync.pairing.keyring import Keyring
 from ha_sync.pairing.renewal import Renewer
 from ha_sync.pairing.servicer import PairingServicer
+from ha_sync.pairing.witness import HandshakeWitness
 from ha_sync.service.control import ControlServicer, Parts
 from ha_sync.service.peer import STREAM_OPTIONS, PeerLink, PeerWatch
 from ha_sync.service.replication import ReplicationServicer
@@ -49,7 +50,13 @@ PAIR_LOOK_S = 1.0
 async def run(settings: Settings, *, role: Role, epoch: Epoch) -> None:
     """Runs the engine until cancelled. Raises OperatorNeeded, Fenced or ConfigFault where it cannot start."""
     with _only_one(settings.node.state_dir):
-        await _Engine(settings).run(role, epoch)
+        engine = _Engine(settings)
+        # Before anything of gRPC is made: its core reads its log level once.
+        engine.witness.install()
+        try:
+            await engine.run(role, epoch)
+        finally:
+            await asyncio.to_thread(engine.witness.remove)
 
 
 class _Engine:
@@ -69,6 +76,8 @@ class _Engine:
             report=self._report,
         )
         self._watch = PeerWatch(self._node, self._link, self._report)
+        self._refusals = Refusals(self._report)
+        self.witness = HandshakeWitness(self._refusals, port=int(node_settings.listen.rpartition(":")[2]))
 
     def _report(self, severity: str, what: str, fields: dict[str, object]) -> None:
         self._events.append(severity, what, fields)
@@ -114,7 +123,8 @@ class _Engine:
         tasks.create_task(Renewer(keyring, self._report).run())
 
     async def _peer_server(self, keyring: Keyring) -> grpc.aio.Server:
-        gate = Gate(keyring, Refusals(self._report))
+        gate = Gate(keyring, self._refusals)
+        self.witness.watch(keyring, gate)
         server = grpc.aio.server(options=(*STREAM_OPTIONS, ("grpc.so_reuseport", 0)))
         replication = ReplicationServicer(self._node, gate, node_id=keyring.identity.node_id)
         server.add_generic_rpc_handlers((replication.handler(),))
@@ -128,11 +138,6 @@ class _Engine:
             ),
             server,
         )
-        names = [
-            replication_pb2.DESCRIPTOR.services_by_name["ReplicationService"].full_name,
-            pairing_pb2.DESCRIPTOR.services_by_name["PairingService"].full_name,
-        ]
-        await _describe_itself(server, names)
         listen = self._settings.node.listen
         try:
             port = server.add_secure_port(listen, keyring.server_credentials())
@@ -184,6 +189,7 @@ async def _serve_until_cancelled(server: grpc.aio.Server) -> None:
 
 
 async def _describe_itself(server: grpc.aio.Server, names: list[str]) -> None:
+    """Health and reflection. Not on the peer port: a holder of a token may reach nothing there but Join."""
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     for name in ("", *names):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 
 import grpc
@@ -31,7 +32,8 @@ KEEPALIVE_TIMEOUT_S = 5
 CONNECT_S = 5.0
 DESCRIBE_EVERY_S = 5.0
 DIAGNOSE_AFTER = 2
-"""Failed attempts in a row before the reason is looked for by hand."""
+DIAGNOSE_EVERY_S = 5.0
+"""Failed attempts in a row before the reason is looked for by hand, and how often at the most."""
 
 STREAM_OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.max_receive_message_length", MESSAGE_MAX),
@@ -54,6 +56,8 @@ class PeerLink:
         self._keyring = keyring
         self._configured = configured
         self._failures = 0
+        self._diagnosis = ""
+        self._diagnosed_at = float("-inf")
 
     @property
     def address(self) -> str:
@@ -61,6 +65,9 @@ class PeerLink:
         keyring = self._keyring()
         peer = keyring.identity.peer if keyring else None
         return self._configured or (peer.address if peer else "")
+
+    def _reached(self) -> None:
+        self._failures, self._diagnosis = 0, ""
 
     def dial(self, _dataset: DatasetName) -> Dial:
         """For a subscriber."""
@@ -71,12 +78,11 @@ class PeerLink:
         async with self._channel() as channel:
             call = channel.stream_stream(f"/{SERVICE}/Replicate", _same, _same)(None)
             try:
-                yield _Bytes(call)
+                yield _Bytes(call, on_answer=self._reached)
             except grpc.aio.AioRpcError as error:
                 raise await self._meaning(error) from error
             finally:
                 call.cancel()
-        self._failures = 0
 
     async def describe(self) -> pb.DescribeResponse:
         """What the peer replicates, and in which role it is."""
@@ -110,18 +116,16 @@ class PeerLink:
             await channel.close(None)
 
     async def _meaning(self, error: grpc.aio.AioRpcError) -> HaSyncError:
-        details = error.details() or ""
-        if error.code() is grpc.StatusCode.UNAVAILABLE and "handshak" in details.lower():
-            keyring = self._keyring()
-            if keyring is not None:
-                return PeerUnreachable(
-                    "cannot reach the other node at",
-                    subject=self.address,
-                    reason=await diagnose(self.address, keyring.identity),
-                )
-        if error.code() is grpc.StatusCode.UNAVAILABLE:
-            return PeerUnreachable("cannot reach the other node at", subject=self.address, reason=details)
-        return error_from(error.code(), details)
+        if error.code() is not grpc.StatusCode.UNAVAILABLE:
+            return error_from(error.code(), error.details() or "")
+        # gRPC says only "socket closed" to whom TLS refused: after a few failures the reason is looked for by hand.
+        self._failures += 1
+        reason, keyring = error.details() or "", self._keyring()
+        due = time.monotonic() - self._diagnosed_at >= DIAGNOSE_EVERY_S
+        if self._failures >= DIAGNOSE_AFTER and keyring is not None and due:
+            self._diagnosed_at = time.monotonic()
+            self._diagnosis = await diagnose(self.address, keyring.identity)
+        return PeerUnreachable("cannot reach the other node at", subject=self.address, reason=self._diagnosis or reason)
 
 
 def _same(data: bytes) -> bytes:
@@ -131,12 +135,15 @@ def _same(data: bytes) -> bytes:
 class _Bytes:
     """A call of bytes whose end is None."""
 
-    def __init__(self, call: grpc.aio.StreamStreamCall[bytes, bytes]) -> None:
+    def __init__(self, call: grpc.aio.StreamStreamCall[bytes, bytes], *, on_answer: Callable[[], None]) -> None:
         self._call = call
+        self._on_answer = on_answer
         self._answers = aiter(call)
 
     async def read(self) -> bytes | None:
-        return await anext(self._answers, None)
+        data = await anext(self._answers, None)
+        self._on_answer()
+        return data
 
     async def write(self, data: bytes) -> None:
         try:

@@ -84,7 +84,9 @@ def _patterns(globs: tuple[str, ...]) -> tuple[Pattern, ...]:
 
 
 def _matches(path: bytes, patterns: tuple[Pattern, ...]) -> bool:
-    """Component by component; what lies below a match matches too."""
+    """Component by component; what lies below a match matches too. The root itself matches nothing."""
+    if not path:
+        return False
     parts = os.fsdecode(path).split("/")
     return any(
         len(pattern) <= len(parts)
