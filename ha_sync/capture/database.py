@@ -13,6 +13,8 @@ import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
+import apsw
+
 from ha_sync.capture.choice import Choice, choose, look
 from ha_sync.capture.pages import PagesSource
 from ha_sync.capture.rows import RowsSource
@@ -21,7 +23,7 @@ from ha_sync.core.dataset import DatasetReport, DatasetState, Report, Session
 from ha_sync.core.frame import Frame
 from ha_sync.core.position import NOWHERE, Answer, Epoch, Position
 from ha_sync.database.durable import write_durably
-from ha_sync.errors import Refused, Retryable, WrongState
+from ha_sync.errors import HaSyncError, Refused, Retryable, WrongState
 
 AGAIN_S = 30.0
 AGAIN_MISSING_S = 2.0
@@ -115,26 +117,30 @@ class DatabaseSource:
         if self._session is not None:
             self._session.changed = True
         await before.close()
-        self._report_event(
-            "info",
-            "way of capture changed",
-            {"dataset": self._settings.name, "method": choice.method, "why": choice.why},
-        )
-        await self._begin(choice)
+        fields = {"dataset": self._settings.name, "method": choice.method, "why": choice.why}
+        try:
+            await self._begin(choice)
+        except (HaSyncError, OSError, apsw.Error) as error:
+            # Better the old way than none.
+            self._report_event("error", "way of capture could not be changed", {**fields, "reason": str(error)})
+            await self._begin(Choice(method="pages", why=f"the change to {choice.method} failed"))
+            raise
+        self._report_event("info", "way of capture changed", dict(fields))
 
     async def _choose_again(self) -> None:
         while True:
             pages = self._inner
             if not isinstance(pages, PagesSource):
-                return
+                return  # from rows there is no way back
             await asyncio.sleep(AGAIN_MISSING_S if "no database" in self._choice.why else AGAIN_S)
             async with self._changing:
                 if self._inner is not pages:
-                    return
+                    continue
                 # In the thread of the pages, where no connection of ours can be open at the same time.
                 choice = choose(self._settings, await pages.work(lambda: look(self._settings)))
                 if choice.method == "rows":
-                    await self._change(choice)
+                    with contextlib.suppress(HaSyncError, OSError, apsw.Error):  # told; tried again later
+                        await self._change(choice)
                 else:
                     self._choice = choice
 

@@ -8,6 +8,7 @@ roll the old pages into it. Sizes in bytes. Blocking; one thread.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import secrets
@@ -25,6 +26,8 @@ SIZE_MAX = 16 * 1024 * MIB
 BLOCK_MAX = 16 * MIB
 _FICLONE = 0x40049409
 _PIECE = 8 * MIB
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,23 +88,49 @@ class Place:
             # Without the sync a power cut could keep the old journal beside the new file.
             sync_folder(self.folder)
 
-    def take_place(self, temporary: str) -> None:
-        """The rename, durably."""
-        os.rename(self.in_folder(temporary), self.path)
+    def take_place(self, temporary: str, *, keep_old: bool = False) -> bool:
+        """The rename, durably. Returns whether the old file was kept: it bears the temporary's name then."""
+        kept = keep_old and _exchanged(self.in_folder(temporary), self.path)
+        if not kept:
+            os.rename(self.in_folder(temporary), self.path)
         sync_folder(self.folder)
+        return kept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spare:
+    """The file that was published before the present one, kept to become the next.
+
+    It differs from the present one in the blocks ``behind`` only, so the next file costs the writing of what changed
+    twice instead of a copy of the whole. That matters on the flash memory of small machines.
+    """
+
+    name: str
+    fd: int
+    block_size: int
+    behind: frozenset[int]
 
 
 class Draft:
     """One group's new file while its blocks arrive."""
 
-    def __init__(self, place: Place, base_fd: int | None, change: wire.TreeChange) -> None:
+    def __init__(
+        self, place: Place, base_fd: int | None, change: wire.TreeChange, *, spare: Spare | None = None
+    ) -> None:
         _require_sane(change)
         self.change = change
-        self.name, self.fd = place.new_temporary()
         self._place = place
         self._last_block = -1
+        self.touched: set[int] = set()
+        if spare is None:
+            self.name, self.fd = place.new_temporary()
+        else:
+            self.name, self.fd = spare.name, spare.fd
         try:
-            self._start_from(base_fd)
+            if spare is None or base_fd is None:
+                self._start_from(base_fd)
+            else:
+                self._catch_up(spare, base_fd)
         except BaseException:
             self.discard()
             raise
@@ -122,6 +151,7 @@ class Draft:
             if not self._last_block < number < count:
                 raise ProtocolFault("cannot take a piece of a database", reason=f"block {number} of {count}")
             self._last_block = number
+            self.touched.add(number)
             length = min(step, size - number * step)
             _write_all(self.fd, payload[at : at + length], number * step, length)
             at += length
@@ -157,19 +187,23 @@ class Draft:
         size = self.change.size
         available = 0 if base_fd is None else min(size, os.fstat(base_fd).st_size)
         if base_fd is not None and available and not _cloned(base_fd, self.fd):
-            offset = 0
-            while offset < available:
-                done = os.copy_file_range(base_fd, self.fd, min(_PIECE, available - offset), offset, offset)
-                if done == 0:
-                    break
-                offset += done
+            _copy_range(base_fd, self.fd, 0, available)
         os.ftruncate(self.fd, size)
+
+    def _catch_up(self, spare: Spare, base_fd: int) -> None:
+        step, available = spare.block_size, os.fstat(base_fd).st_size
+        os.fchmod(self.fd, 0o600)
+        os.ftruncate(self.fd, available)
+        for number in sorted(spare.behind):
+            _copy_range(base_fd, self.fd, number * step, min((number + 1) * step, available))
+        os.ftruncate(self.fd, self.change.size)
 
     def _zero(self, numbers: Sequence[int], count: int) -> None:
         step, size = self.change.block_size, self.change.size
         for number in numbers:
             if not 0 <= number < count:
                 raise ProtocolFault("cannot take a piece of a database", reason=f"hole {number} of {count}")
+            self.touched.add(number)
             length = min(step, size - number * step)
             _write_all(self.fd, memoryview(bytes(length)), number * step, length)
 
@@ -191,6 +225,23 @@ def _write_all(fd: int, data: memoryview, offset: int, length: int) -> None:
     done = 0
     while done < length:
         done += os.pwrite(fd, data[done:], offset + done)
+
+
+def _copy_range(source: int, target: int, start: int, end: int) -> None:
+    while start < end:
+        done = os.copy_file_range(source, target, min(_PIECE, end - start), start, start)
+        if done == 0:
+            return
+        start += done
+
+
+def _exchanged(one: str, other: str) -> bool:
+    """Swaps two names at once, where the C library and the filesystem can; renameat2(2)."""
+    try:
+        swap = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        return False
+    return bool(swap(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0)
 
 
 def _cloned(source: int, target: int) -> bool:

@@ -24,7 +24,7 @@ import apsw
 from ha_proto.sync.v1 import replication_pb2 as wire
 from ha_sync.apply.pages import keeping
 from ha_sync.apply.pages.ledger import Intent, Ledger, Published
-from ha_sync.apply.pages.publish import WRITE_BITS, Draft, Place, Witness
+from ha_sync.apply.pages.publish import WRITE_BITS, Draft, Place, Spare, Witness
 from ha_sync.config import SqliteSettings
 from ha_sync.core.dataset import DatasetReport, DatasetState, Finished, Report
 from ha_sync.core.frame import Body, Frame
@@ -67,6 +67,7 @@ class PagesSink:
         self._witness: Witness | None = None
         self._trusted = False  # the file at the path is what was published
         self._draft: Draft | None = None
+        self._spare: Spare | None = None
         self._suspect = True  # somebody may have the file open
         self._tampered_told = False
         self._holders: tuple[Holder, ...] = ()
@@ -75,7 +76,7 @@ class PagesSink:
         self._last_check = float("-inf")
         self._durable: Callable[[Position], None] = lambda _: None
         self._needed: Callable[[tuple[bytes, ...]], None] = lambda _: None
-        self._counts = {"published": 0, "checks": 0, "tampered": 0}
+        self._counts = {"published": 0, "renewed": 0, "checks": 0, "tampered": 0}
 
     # ---- Sink: life -----------------------------------------------------------------------------------------------
 
@@ -202,7 +203,12 @@ class PagesSink:
     def _stage(self, frame: Frame) -> None:
         change = _only_change(frame)
         if self._draft is None:
-            self._draft = Draft(self._place, self._base_fd if self._base_fd >= 0 else None, change)
+            if self._suspect:
+                # Whoever opened the file may still have the one that was published before: it must not change.
+                self._drop_spare()
+            spare, self._spare = self._spare, None
+            self._counts["renewed"] += spare is not None
+            self._draft = Draft(self._place, self._base_fd if self._base_fd >= 0 else None, change, spare=spare)
         self._draft.take(change, memoryview(frame.payload))
         if change.more == frame.group_end:
             raise ProtocolFault("cannot take a change", reason="the group ends where its content does not")
@@ -226,8 +232,9 @@ class PagesSink:
         intent = Intent(name=draft.name, inode=os.fstat(draft.fd).st_ino, content=content)
         self._remember(replace(self._ledger, intent=intent))
         self._place.remove_companions()
-        self._place.take_place(draft.name)
+        kept = self._place.take_place(draft.name, keep_old=self._trusted and self._base_fd >= 0 and change.size > MIB)
         self._draft = None
+        self._keep_spare(draft if kept else None)
         self._hold(draft.fd)
         # On disk the intent stands for this until the next change: recovery finds its inode in place.
         self._ledger = replace(self._ledger, published=content, intent=None, position=position)
@@ -400,10 +407,29 @@ class PagesSink:
 
     def _let_go(self) -> None:
         self._drop_draft()
+        self._drop_spare()
         if self._base_fd >= 0:
             os.close(self._base_fd)
             self._base_fd = -1
         self._trusted = False
+
+    def _keep_spare(self, draft: Draft | None) -> None:
+        """The file that was published until now bears the draft's name; ``None``: it is gone."""
+        if draft is None:
+            return
+        self._spare = Spare(
+            name=draft.name,
+            fd=os.open(self._place.in_folder(draft.name), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW),
+            block_size=draft.change.block_size,
+            behind=frozenset(draft.touched),
+        )
+
+    def _drop_spare(self) -> None:
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            os.close(spare.fd)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._place.in_folder(spare.name))
 
     def _drop_draft(self) -> None:
         if self._draft is not None:
