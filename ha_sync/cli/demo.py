@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -137,10 +138,9 @@ class Demo:
         answer = pair.b.set_role("active", 2)
         promotion_s = time.monotonic() - began
         self._say(f"b is Active of epoch {answer.epoch} after {promotion_s * 1000:.0f} ms")
-        for item in answer.finished:
-            self._say(
-                f"  finished for the dead node: {item.dataset}: {item.what}: {item.subject} {item.detail}".rstrip()
-            )
+        counted = Counter((item.dataset, item.what) for item in answer.finished)
+        for (dataset, what), count in counted.items():
+            self._say(f"  finished for the dead node: {dataset}: {what} ({count})")
         pair.b.stop()
         verdict = check(os.path.join(self._directory, "ledger"), pair.b.place.root, acknowledged_until)
         return Outcome(verdict=verdict, lag=lag, promotion_s=promotion_s, finished=len(answer.finished))
