@@ -153,6 +153,14 @@ class Settle:
             return state.last + GROWING_IDLE_S
         return min(state.last + OPEN_QUIET_S, state.first + OPEN_MAX_S)
 
+    def retry(self, path: bytes, now: float) -> None:
+        """It changed while it was read: nobody may ever tell that it is closed, so it is read when it is quiet."""
+        known = path in self._open
+        self._touch(path, now)
+        if not known:
+            self._open[path].log = True
+            self._open_at = min(self._open_at, self._open_due(self._open[path]))
+
     def publish_open(self, path: bytes, now: float) -> None:
         """This file is no recording in progress: publish it now and then while it is open."""
         state = self._open.get(path)
@@ -230,10 +238,8 @@ class Settle:
     def flush(self) -> Due:
         """Takes everything that waits only for quiet; a locked mailbox and files being written stay."""
         ready = {**self._delayed, **self._ready, **self._quiet, **self._gone}
-        if not self._rules.growing:
-            for path, state in self._open.items():
-                ready.setdefault(path, state.first)
-            self._open.clear()
+        for path in [p for p, state in self._open.items() if state.log or not self._rules.growing]:
+            ready.setdefault(path, self._open.pop(path).first)
         self._delayed, self._ready, self._quiet, self._gone = {}, {}, {}, {}
         units = []
         for mailbox, unit in list(self._units.items()):

@@ -195,6 +195,22 @@ class TreeCatalogue:
         row = self._connection.execute(f"SELECT {_COLUMNS} FROM entry WHERE path = ?", (_key(path),)).fetchone()
         return None if row is None else _entry(row)
 
+    def entries_of(self, paths: Iterable[bytes]) -> dict[bytes, Entry]:
+        """The entries of many paths; unknown ones are left out."""
+        keys = [_key(path) for path in paths]
+        found: dict[bytes, Entry] = {}
+        for start in range(0, len(keys), 500):
+            some = keys[start : start + 500]
+            marks = ",".join("?" * len(some))
+            for row in self._connection.execute(f"SELECT {_COLUMNS} FROM entry WHERE path IN ({marks})", some):
+                entry = _entry(row)
+                found[entry.path] = entry
+        return found
+
+    def knows(self, path: bytes) -> bool:
+        """Whether there is an entry."""
+        return self._connection.execute("SELECT 1 FROM entry WHERE path = ?", (_key(path),)).fetchone() is not None
+
     def entries(self, *, after: bytes | None = None, limit: int = 5000) -> list[Entry]:
         """The next entries in walk order, strictly after ``after``; the caller pages."""
         if after is None:

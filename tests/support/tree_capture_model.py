@@ -12,15 +12,15 @@ import os
 import stat
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 from ha_proto.sync.v1 import replication_pb2 as pb
-
 from ha_sync.capture.tree import TreeSource
 from ha_sync.config import TreeSettings
 from ha_sync.core.dataset import Priority
 from ha_sync.core.frame import FRAME_PAYLOAD_MAX, Body, Frame
 from ha_sync.core.position import NOWHERE, Answer, Epoch, Position
-from ha_sync.files.blocks import block_count, content_of, hash_file, whole_hash, block_hash
+from ha_sync.files.blocks import block_count, block_hash, content_of, hash_file, whole_hash
 from ha_sync.files.metadata import decode_xattrs, read_xattrs
 
 C = pb.TreeChange
@@ -317,8 +317,9 @@ class Pair:
         await self.disconnect()
         await self.source.close()
 
-    async def __aenter__(self) -> Pair:
-        return await self.start()
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
@@ -328,7 +329,12 @@ class Pair:
         here, there = plain(tree_of(self.settings.path, skip=skip)), plain(self.model.things)
         assert here.keys() == there.keys(), (sorted(here.keys() - there.keys()), sorted(there.keys() - here.keys()))
         different = [path for path in here if here[path] != there[path]]
-        assert not different, [(p, here[p], there[p]) for p in different[:3]]
+        assert not different, [(path, brief(here[path]), brief(there[path])) for path in different[:3]]
+
+
+def brief(thing: Thing) -> tuple[object, ...]:
+    """For a message."""
+    return (thing.type, oct(thing.mode), thing.mtime_ns, thing.xattrs, len(thing.content), hash(thing.content))
 
 
 async def _chunks(chunks: list[bytes]) -> AsyncIterator[bytes]:

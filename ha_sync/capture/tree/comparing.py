@@ -18,6 +18,7 @@ from ha_sync.capture.tree.rules import Rules
 from ha_sync.capture.tree.scan import Local, Walk
 from ha_sync.catalogue.tree import TYPE_DIRECTORY, TYPE_FILE, TYPE_SYMLINK, Entry, TreeCatalogue, key_of, path_of
 from ha_sync.errors import ProtocolFault
+from ha_sync.files.confine import components
 from ha_sync.files.metadata import encode_xattrs, object_type
 
 PAGE = 2000
@@ -117,6 +118,7 @@ def _own(catalogue: TreeCatalogue) -> Iterator[Entry]:
 
 
 def _entry(theirs: pb.TreeChange, hashes: bytes) -> Entry:
+    components(theirs.path)
     kind = _KINDS.get(theirs.type)
     if kind is None:
         raise ProtocolFault("cannot use the inventory", subject=repr(theirs.path[:200]), reason="unknown type")

@@ -1,8 +1,8 @@
 """Tells a tree that was emptied by its users from one that is gone: another disk, no disk, another directory.
 
 The root carries a marker file with an identity, written once; the catalogue remembers it and the filesystem.
-``look`` answers why the tree must not be believed, or ``""``. Deletions are counted over WINDOW_S, so that a mass delete
-in portions is one. Blocking; belongs to the dataset's thread.
+``look`` answers why the tree must not be believed, or ``""``. Deletions are counted over WINDOW_S, so that a mass
+delete in portions is one. Blocking; belongs to the dataset's thread.
 """
 
 from __future__ import annotations

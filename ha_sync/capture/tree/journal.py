@@ -52,6 +52,9 @@ class Journal:
         self._flights: deque[Flight] = deque()
         self._flying: dict[bytes, int] = {}  # path: groups in flight that hold it
         self._falling: dict[bytes, int] = {}  # directories being deleted
+        self.building: set[bytes] = set()  # paths of the group that is being read
+        self.building_falls: set[bytes] = set()  # directories that it deletes
+        self.resend: set[bytes] = set()  # what the Standby has of these cannot be used: sent whole
         self.acknowledged = Sequence(0)
         self.sent = Sequence(0)
         self._cursor = Sequence(0)
@@ -124,8 +127,8 @@ class Journal:
             self.held.setdefault(path, noticed)
             return None
         waiting = self.live.pop(path, None)
-        if waiting is not None:
-            noticed = min(noticed, waiting[1])
+        if waiting is not None and waiting[1]:
+            noticed = min(noticed or waiting[1], waiting[1])
         sequence = self.next_sequence()
         self.live[path] = (sequence, noticed)
         return sequence, noticed
@@ -144,21 +147,34 @@ class Journal:
             self.mark_bulk(self.live)
         self.live.clear()
 
+    def hold(self) -> None:
+        """Live paths below a directory whose removal is in flight wait for its acknowledgement."""
+        if not self._falling:
+            return
+        for path in [path for path in self.live if self.flies(path)]:
+            self.held.setdefault(path, self.live.pop(path)[1])
+
     def release(self) -> list[Notice]:
         """Held paths whose earlier change was acknowledged become live."""
         free = [path for path in self.held if not self.flies(path)]
         notices = [self.mark(path, self.held.pop(path)) for path in free]
-        return [notice for notice in notices if notice is not None]
+        return [notice for notice in notices if notice is not None and notice[1]]
 
     def flies(self, path: bytes) -> bool:
         """Whether a change of this path, or the removal of a directory above it, is in flight."""
-        if path in self._flying:
+        if path in self._flying or path in self.building:
             return True
-        while self._falling and path:
-            path = path.rpartition(b"/")[0]
-            if path in self._falling:
-                return True
+        if self._falling or self.building_falls:
+            while path:
+                path = path.rpartition(b"/")[0]
+                if path in self._falling or path in self.building_falls:
+                    return True
         return False
+
+    def built(self) -> None:
+        """The group that was being read is complete, or dropped."""
+        self.building = set()
+        self.building_falls = set()
 
     # ---- sending
 
@@ -168,7 +184,13 @@ class Journal:
         while len(taken) < limit and (page := self._catalogue.dirty(after=self._cursor, limit=limit - len(taken))):
             self._cursor = page[-1][1]
             self.bulk = max(0, self.bulk - len(page))
-            taken += [(p, s) for p, s in page if p not in self.live and p not in self.held and p not in self._flying]
+            for path, sequence in page:
+                if path in self.live or path in self.held:
+                    continue
+                if self.flies(path):
+                    self.held[path] = 0.0
+                else:
+                    taken.append((path, sequence))
         if len(taken) < limit:
             self.bulk = 0
         return taken
@@ -242,6 +264,7 @@ class Journal:
         """The session is over: what was in flight still stands in the dirty set and is handed out anew."""
         if self.synced_at is not None and self.acknowledged < self.synced_at:
             self.synced_at = None
+        self.built()
         self._flights.clear()
         self._flying.clear()
         self._falling.clear()
@@ -255,6 +278,7 @@ class Journal:
         """A compare begins: what is dirty is found anew."""
         self.live.clear()
         self.held.clear()
+        self.built()
         self._flights.clear()
         self._flying.clear()
         self._falling.clear()

@@ -47,7 +47,7 @@ RACY_NS = 20_000_000
 """A file that changed less than this before it was read may change again without a new ctime (a clock tick)."""
 
 NO_SEQUENCE = Sequence(0)
-_OPEN = os.O_RDONLY | os.O_NONBLOCK
+_OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _zero_hashes: dict[int, bytes] = {}
 
 
@@ -112,7 +112,10 @@ class Reader:
     growing: dict[bytes, Growth]
     directories: set[bytes]  # known to stand on the Standby
     may_copy: Callable[[bytes], bool]
+    falls: Callable[[bytes], None]  # told of every directory or file that is deleted
+    resend: set[bytes]
     whole: bool = False
+    copy_from_size: int = COPY_SOURCE_MIN  # smaller content is sent rather than looked for
     met: Met = field(default_factory=Met)
 
 
@@ -126,11 +129,15 @@ class Group:
         self.builder = builder
         self._met = reader.met
         self._put: set[bytes] = set()
+        self._entries: dict[bytes, Entry] = {}
         self.outcomes: list[Outcome] = []
 
     def steps(self, items: list[Item]) -> Iterator[None]:
         """Adds the changes of all items; yields when the builder's frame must be taken."""
         gone: list[Item] = []
+        if not self._reader.whole:
+            resend = self._reader.resend
+            self._entries = self._catalogue.entries_of(i.path for i in items if i.path not in resend)
         for item in items:
             if item.status is None or object_type(item.status.st_mode) == TYPE_SPECIAL:
                 gone.append(item)
@@ -160,14 +167,31 @@ class Group:
     def _gone(self, item: Item) -> None:
         if item.path in self._put or not item.path:
             return
+        if item.status is None and self._is_back(item.path):
+            self._met.again.append(item.path)
+            return
         entry = self._catalogue.entry(item.path)
-        known = entry is not None or self._reader.whole or item.path in self._reader.growing
+        known = (
+            entry is not None
+            or self._reader.whole
+            or item.path in self._reader.growing
+            or item.path in self._reader.resend
+        )
         if known:
             self._delete(item.path)
         below = entry is not None and entry.type == TYPE_DIRECTORY
         self.outcomes.append(Outcome(path=item.path, mark=item.mark, row=None, sent=known, below=below))
 
+    def _is_back(self, path: bytes) -> bool:
+        parent, name = split(path)
+        try:
+            status = os.stat(name, dir_fd=self._root.directory(parent), follow_symlinks=False)
+        except (OSError, HaSyncError):
+            return False
+        return object_type(status.st_mode) != TYPE_SPECIAL
+
     def _delete(self, path: bytes) -> None:
+        self._reader.falls(path)
         self.builder.add(path=path, action=DELETE)
         self._reader.growing.pop(path, None)
         directories = self._reader.directories
@@ -181,14 +205,16 @@ class Group:
         if item.path in self._put:
             return
         kind = object_type(status.st_mode)
-        entry = None if self._reader.whole else self._catalogue.entry(item.path)
-        if item.path:
-            yield from self._parents(item.path)
+        entry = self._entries.get(item.path)
+        parent = item.path.rpartition(b"/")[0]
+        if parent and parent not in self._reader.directories:
+            yield from self._parents(parent)
         if self.builder.lacks_room(min(status.st_size, FRAME_TARGET_BYTES) if kind == TYPE_FILE else 0):
             yield
         if entry is not None and entry.type != kind:
             if TYPE_DIRECTORY in {entry.type, kind}:
                 self._delete(item.path)
+                self.outcomes.append(Outcome(path=item.path, mark=NO_SEQUENCE, row=None, sent=True, below=True))
             entry = None
         if kind == TYPE_FILE:
             yield from self._file(item, entry)
@@ -198,14 +224,13 @@ class Group:
             self._symlink(item, status, entry)
         self._put.add(item.path)
 
-    def _parents(self, path: bytes) -> Iterator[None]:
-        parent, _ = split(path)
-        if parent in self._reader.directories or not parent:
-            return
+    def _parents(self, parent: bytes) -> Iterator[None]:
         entry = self._catalogue.entry(parent)
-        if entry is not None and entry.type == TYPE_DIRECTORY and not self._reader.whole:
-            self._reader.directories.add(parent)
-            return
+        if entry is not None and not self._reader.whole:
+            self._entries[parent] = entry
+            if entry.type == TYPE_DIRECTORY:
+                self._reader.directories.add(parent)
+                return
         yield from self._object(Item(path=parent), self._root.lstat(parent))
 
     def _directory(self, item: Item, entry: Entry | None) -> None:
@@ -240,7 +265,8 @@ class Group:
     # ---- files
 
     def _file(self, item: Item, entry: Entry | None) -> Iterator[None]:
-        fd = self._root.open(item.path, _OPEN)
+        parent, _, name = item.path.rpartition(b"/")
+        fd = os.open(name, _OPEN, dir_fd=self._root.directory(parent))
         begun = time.monotonic()
         try:
             status = os.fstat(fd)
@@ -278,7 +304,7 @@ class Group:
         xattrs = self._xattrs(fd)
         same, metadata = _compared(entry, content, status, xattrs)
         if not same:
-            blocks, zeros, source = self._how(item.path, content, hashes, size)
+            blocks, zeros, source = self._how(item.path, content, hashes, view)
             self.builder.keep(size if blocks else 0)
             self.change(
                 item, status, xattrs, PUT, type=TYPE_FILE, size=size, hash=content, block_size=BLOCK_MIN,
@@ -294,17 +320,18 @@ class Group:
         )  # fmt: skip
 
     def _how(
-        self, path: bytes, content: bytes, hashes: bytes, size: int
+        self, path: bytes, content: bytes, hashes: bytes, view: memoryview
     ) -> tuple[tuple[int, ...], tuple[int, ...], bytes]:
+        size = len(view)
         if not size:
             return (), (), b""
-        if hashes == zero_hash(size):
+        if not view[0] and not view[-1] and hashes == zero_hash(size):
             return (), (0,), b""
         source = self._source(path, content, size)
         return ((), (), source) if source else ((0,), (), b"")
 
     def _source(self, path: bytes, content: bytes, size: int) -> bytes:
-        if size < COPY_SOURCE_MIN or self._reader.whole:
+        if size < self._reader.copy_from_size or self._reader.whole:
             return b""
         source = self._catalogue.path_with(content)
         return source if source is not None and source != path and self._reader.may_copy(source) else b""

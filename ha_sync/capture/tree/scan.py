@@ -54,6 +54,8 @@ class Walk:
 
     def below(self, path: bytes) -> Iterator[Local]:
         """The object at ``path`` (if it is there) and all below it, in walk order."""
+        # A directory that was replaced since it was opened would be scanned, and watched, in its old form.
+        self._root.forget()
         try:
             status = self._root.lstat(path)
         except (OSError, HaSyncError):
@@ -163,9 +165,14 @@ class Differs:
     missing_files: int = 0  # files that ``missing`` stands for
 
 
-def differences(catalogue: TreeCatalogue, walk: Walk, path: bytes) -> Iterator[Differs | None]:
-    """What differs at and below ``path``, in portions."""
-    merge = _Merge(signatures(catalogue, key_of(path)), walk.tally)
+def differences(
+    catalogue: TreeCatalogue, walk: Walk, path: bytes, flies: Callable[[bytes], bool]
+) -> Iterator[Differs | None]:
+    """What differs at and below ``path``, in portions.
+
+    What ``flies`` is on its way to something else than the catalogue says: it is looked at whatever it looks like.
+    """
+    merge = _Merge(signatures(catalogue, key_of(path)), walk.tally, flies)
     steps = 0
     for key, status in walk.below(path):
         merge.local(key, status)
@@ -178,7 +185,8 @@ def differences(catalogue: TreeCatalogue, walk: Walk, path: bytes) -> Iterator[D
 
 
 class _Merge:
-    def __init__(self, rows: Iterator[Signature], tally: Tally) -> None:
+    def __init__(self, rows: Iterator[Signature], tally: Tally, flies: Callable[[bytes], bool]) -> None:
+        self._flies = flies
         self._rows = rows
         self._row = next(rows, None)
         self._tally = tally
@@ -201,6 +209,8 @@ class _Merge:
             row[1] != TYPE_DIRECTORY or not same_directory(row, status)
         ):
             self._changed.append(path_of(key))
+        elif self._flies(path := path_of(key)):
+            self._changed.append(path)
 
     def rest(self) -> None:
         while self._row is not None:

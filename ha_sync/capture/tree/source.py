@@ -41,6 +41,7 @@ RECONCILE_DUTY = 0.1
 ROOT_EVERY_S = 2.0
 POLL_DEFAULT_S = 5.0
 POLL_DUTY = 0.05
+LINKED_EVERY_S = 10.0
 ACK_EVERY_S = 0.02
 STOP_S = 30.0
 
@@ -81,11 +82,14 @@ class TreeSource:
         self._started = asyncio.Event()
         self._acknowledged: Position | None = None
         self._failed = ""
+        self._absent = False
         self._polling = False
         self._poll_s = math.inf
         self._epoch = Epoch(0)
         self._next_reconcile = math.inf
         self._next_look = 0.0
+        self._linked_at = math.inf  # when the other names of hard links are looked for
+        self._linked_last = -math.inf
 
     # ---- life
 
@@ -184,10 +188,12 @@ class TreeSource:
 
     async def _enter(self) -> None:
         while not await self.run(self.worker.enter_root):
+            self._absent = True
             await asyncio.sleep(ROOT_EVERY_S if self._started.is_set() else 0.2)
         self._tell(await self.run(self.worker.take_told))
         await self.run(self._start_watching)
         self._failed = ""
+        self._absent = False
         now = time.monotonic()
         self._scans.clear()
         self._scans.append(_Scan(b"", noticed=0.0))
@@ -267,7 +273,7 @@ class TreeSource:
         for sequence, noticed in told.notices:
             self._ledger.noticed(sequence, at=noticed)
         for path in told.again:
-            self._settle.modified(path, now)
+            self._settle.retry(path, now)
         for path, cost in told.costs:
             self._settle.spent(path, cost, now)
         for path in told.logs:
@@ -276,6 +282,8 @@ class TreeSource:
             self._settle.locked(waits.mailbox, waits.folder, now)
             for path, noticed in waits.paths.items():
                 self._settle.unit_changed(waits.mailbox, path, noticed or now)
+        if told.linked and self._linked_at == math.inf:
+            self._linked_at = max(now, self._linked_last + LINKED_EVERY_S)
         for severity, what, fields in told.reports:
             self._report(severity, what, {"dataset": self._settings.name, **fields})
         self._moved.set()
@@ -323,9 +331,15 @@ class TreeSource:
         if now >= self._next_reconcile and not self._scans:
             self._next_reconcile = math.inf
             self._scan(b"", noticed=0.0, slow=self._poll_s == math.inf)
+        if now >= self._linked_at:
+            self._look_for_links(now)
         if now >= self._next_look:
             self._next_look = now + ROOT_EVERY_S
             self._tell(await self.run(self._look))
+
+    def _look_for_links(self, now: float) -> None:
+        self._linked_at, self._linked_last = math.inf, now
+        self._scan(b"", noticed=0.0)
 
     def _look(self) -> Told:
         worker = self.worker
@@ -355,7 +369,7 @@ class TreeSource:
         return session
 
     async def _started_or_waiting(self) -> None:
-        while not self._started.is_set() and self.worker.root is not None and not self.worker.halted:
+        while not (self._started.is_set() or self._absent or self.worker.halted or self._failed):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.2):
                     await self._started.wait()
@@ -414,9 +428,14 @@ class TreeSource:
         while any(not s.slow for s in self._scans):
             await self._progress()
         await self.settle_due(self._settle.flush())
-        while not self._is_covered():
+        if self._linked_at < math.inf:
+            self._look_for_links(time.monotonic())
+            self._wake.set()
+        while any(not s.slow for s in self._scans):
             await self._progress()
-        return await self.run(self._cover)
+        while (position := await self.run(self._cover)) is None:
+            await self._progress()
+        return position
 
     async def _fence(self) -> None:
         passed = asyncio.Event()
@@ -432,13 +451,13 @@ class TreeSource:
         async with asyncio.timeout(STOP_S):
             await passed.wait()
 
-    def _is_covered(self) -> bool:
-        """Whether a position can cover everything: nothing is held, and the bulk was handed out."""
+    def _cover(self) -> Position | None:
+        """The position that covers everything noticed; None while something is held or the bulk is not handed out."""
         journal = self.worker.journal
-        return journal.synced_at is not None and not journal.held and not journal.bulk and not self.worker.growing_due
-
-    def _cover(self) -> Position:
-        return self.worker.journal.captured
+        journal.hold()
+        if journal.synced_at is None or journal.held or journal.bulk or self.worker.growing_due:
+            return None
+        return journal.captured
 
     async def _progress(self) -> None:
         self._moved.clear()

@@ -21,15 +21,18 @@ from ha_sync.capture.tree.journal import Journal, Notice
 from ha_sync.capture.tree.reading import GROW, Group, Item, Met, Reader
 from ha_sync.capture.tree.rules import LOCK, Rules, unit_order
 from ha_sync.capture.tree.scan import Tally, Walk, Watch, differences
-from ha_sync.catalogue.tree import TYPE_FILE, TreeCatalogue, key_of
+from ha_sync.catalogue.tree import COPY_SOURCE_MIN, TYPE_FILE, TreeCatalogue, key_of
 from ha_sync.config import TreeSettings
 from ha_sync.core.frame import FRAME_TARGET_BYTES, Frame
 from ha_sync.core.position import Epoch, Position, Sequence
 from ha_sync.errors import HaSyncError
-from ha_sync.files.confine import Root
+from ha_sync.files.confine import Root, components
 
 GROUP_CHANGES_MAX = 2000
 GROUP_BYTES_MAX = 8 * 1024 * 1024
+BULK_COPY_MIN = 64 * 1024
+"""In a sync smaller content is not looked for under other names: the question would cost more than the bytes."""
+
 MISSING_MAX = 100_000
 """Missing paths kept until a scan ends; beyond it they are judged in portions."""
 
@@ -52,6 +55,7 @@ class Told:
     costs: list[tuple[bytes, float]] = field(default_factory=list)
     logs: list[bytes] = field(default_factory=list)  # open files that are no recordings in progress
     relocked: list[Relocked] = field(default_factory=list)
+    linked: bool = False  # a file with several names changed: its other names must be looked for
     reports: list[tuple[str, str, dict[str, object]]] = field(default_factory=list)
 
 
@@ -183,6 +187,8 @@ class TreeWorker:
     def mark(self, due: Due) -> None:
         """What became due is dirty now."""
         journal = self.journal
+        if self.root is not None:
+            self.root.forget()
         for path, noticed in due.ready.items():
             self._mark(path, noticed)
         for unit in due.units:
@@ -219,17 +225,19 @@ class TreeWorker:
             self._mark(path, time.monotonic())
 
     def _judge(self, paths: Iterable[bytes]) -> None:
-        """Counts the files among these that are gone."""
+        """Counts the files among these that are gone, and looks for hard links."""
         if not self.journal.peer_known or self.root is None:
             return
         gone = 0
         for path in paths:
-            try:
-                self.root.lstat(path)
-            except (OSError, HaSyncError):
-                entry = self.catalogue.entry(path)
-                if entry is not None:
-                    gone += 1 if entry.type == TYPE_FILE else self.catalogue.files_below(path)
+            status = self._status(path)
+            if status is not None:
+                # A change through one name of a file is told for that name only.
+                self.told.linked = self.told.linked or (status.st_nlink > 1 and stat.S_ISREG(status.st_mode))
+                continue
+            entry = self.catalogue.entry(path)
+            if entry is not None:
+                gone += 1 if entry.type == TYPE_FILE else self.catalogue.files_below(path)
         if gone:
             self._deleting(gone)
 
@@ -259,7 +267,7 @@ class TreeWorker:
             return
         missing: list[bytes] = []
         missing_files = 0
-        for found in differences(self.catalogue, walk, path):
+        for found in differences(self.catalogue, walk, path, self.journal.flies):
             if found is not None:
                 self._found(found.changed, noticed)
                 missing += found.missing
@@ -355,11 +363,13 @@ class TreeWorker:
     def need(self, paths: tuple[bytes, ...]) -> None:
         """The Standby cannot use what it has of these."""
         for path in paths:
+            components(path)  # it came from outside
             self.growing.pop(path, None)
             self._directories.discard(path)
         with self.catalogue.transaction(durable=False):
             self.catalogue.remove_entries(paths)
             self.journal.mark_bulk(paths)
+        self.journal.resend.update(paths)
 
     def end(self) -> None:
         """The session is over."""
@@ -397,6 +407,9 @@ class TreeWorker:
         if self.root is None or self.halted or self._comparison is not None or not self.journal.peer_known:
             return None
         journal = self.journal
+        # A directory of this tree may have been renamed since its descriptor was opened.
+        self.root.forget()
+        journal.hold()
         self.told.notices += journal.release()
         if journal.live:
             return self._live_group()
@@ -449,7 +462,7 @@ class TreeWorker:
             status = self._status(path)
             items.append(Item(path=path, mark=mark, status=status))
             size += status.st_size if status is not None else 0
-        return self._group(self._with_units(items), self.journal.next_sequence())
+        return self._group(self._with_units(items), self.journal.next_sequence(), copy_from_size=BULK_COPY_MIN)
 
     @staticmethod
     def _is_enough(count: int, size: int) -> bool:
@@ -461,24 +474,29 @@ class TreeWorker:
         return mailbox is not None and mailbox == self._rules.mailbox_of(items[-1].path)
 
     def _status(self, path: bytes) -> os.stat_result | None:
+        parent, _, name = path.rpartition(b"/")
         try:
-            return self._rooted().lstat(path)
+            root = self._rooted()
+            if not path:
+                return os.fstat(root.fd)
+            return os.stat(name, dir_fd=root.directory(parent), follow_symlinks=False)
         except (OSError, HaSyncError):
             return None
 
-    def _group(self, items: list[Item], sequence: Sequence) -> Iterator[Frame]:
+    def _group(
+        self, items: list[Item], sequence: Sequence, *, copy_from_size: int = COPY_SOURCE_MIN
+    ) -> Iterator[Frame]:
         journal = self.journal
         reader = Reader(
             root=self._rooted(), catalogue=self.catalogue, growing=self.growing, directories=self._directories,
-            may_copy=lambda path: not journal.flies(path), met=self.met,
-            whole=any(item.mark <= self._whole_until for item in items),
+            may_copy=self._may_copy, falls=journal.building_falls.add, resend=journal.resend, met=self.met,
+            copy_from_size=copy_from_size, whole=any(item.mark <= self._whole_until for item in items),
         )  # fmt: skip
         items.sort(key=_order)
         builder = FrameBuilder()
         group = Group(reader, builder)
         finished = False
-        # A directory of this tree may have been renamed since its descriptor was opened.
-        reader.root.forget()
+        journal.building.update(item.path for item in items)
         try:
             sent = False
             held: Frame | None = None
@@ -493,12 +511,22 @@ class TreeWorker:
             else:
                 journal.settle(group.outcomes)
             finished = True
+            journal.resend.difference_update(journal.building)
+            journal.built()
             if held is not None:
                 yield held
         finally:
             if not finished:
+                journal.built()
                 for item in items:
                     journal.live.setdefault(item.path, (journal.next_sequence(), item.noticed))
+
+    def _may_copy(self, path: bytes) -> bool:
+        """Whether the Standby has this content under this name when the group that is being built arrives."""
+        if self._whole_until:
+            return False  # it was sent things that we do not remember
+        journal = self.journal
+        return path in journal.building or not journal.flies(path)
 
     # ---- mailboxes
 
