@@ -1,6 +1,7 @@
 """When to look at a database again: often enough for the lag, seldom enough for the processor. Pure.
 
-Looking costs what reading and hashing the file costs; after a look of ``c`` seconds the next one waits ``c / SHARE``.
+Looking costs what reading and hashing the file costs; after a look that took ``c`` seconds of the processor the next
+one waits ``c / SHARE``. The time on the wall is another thing: on a busy machine it says how hard it is to find a gap.
 Where a copy takes long against the writer's pauses it must begin right after a commit, so a look that is due waits a
 little for the end of the next one. Monotonic seconds.
 """
@@ -36,17 +37,17 @@ SLOW_TICK_S = 10.0
 class Pace:
     """The state of one reader's timing."""
 
-    look_s: float = 0.0  # what a look costs, smoothed
+    look_s: float = 0.0  # how long a look takes, smoothed
     resting_until: float = 0.0
     commit_ended: float = float("-inf")
     rejected_in_a_row: int = 0
     waiting_since: float | None = None  # a change is known and no copy was accepted since
     retry_s: float = RETRY_FIRST_S
 
-    def looked(self, seconds: float, *, now: float) -> None:
-        """A look that read content ended."""
+    def looked(self, seconds: float, *, processor_s: float, now: float) -> None:
+        """A look that read content ended; ``seconds`` is its time on the wall."""
         self.look_s = seconds if self.look_s == 0 else 0.7 * self.look_s + 0.3 * seconds
-        self.resting_until = now + min(REST_MAX_S, seconds / SHARE)
+        self.resting_until = now + min(REST_MAX_S, processor_s / SHARE)
 
     def rest_s(self, *, now: float) -> float:
         """How long the budget forbids a look."""

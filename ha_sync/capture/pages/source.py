@@ -13,7 +13,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import TypeVar
 
 from ha_sync.capture.pages.content import Known
@@ -78,6 +77,7 @@ class PagesSource:
         self._refused: Rejected | None = None
         self._alarm = ""
         self._looked_once = False
+        self._look_processor_s = 0.0  # of the last look; written in the thread, read when it has ended
         self._content: Known | None = None  # the last accepted one
         self._noticed_at = 0.0
         self._log = False  # the database has a write-ahead log
@@ -289,7 +289,15 @@ class PagesSource:
         self, base: Known | None, *, patient: bool, check: bool, skip_unchanged: bool
     ) -> Copy | Rejected | Unchanged:
         """In the thread: one attempt, and now and then a check of what it brought."""
-        began = time.monotonic()
+        began = time.thread_time()
+        try:
+            return self._look_and_check(base, patient=patient, check=check, skip_unchanged=skip_unchanged)
+        finally:
+            self._look_processor_s = time.thread_time() - began
+
+    def _look_and_check(
+        self, base: Known | None, *, patient: bool, check: bool, skip_unchanged: bool
+    ) -> Copy | Rejected | Unchanged:
         try:
             small = os.stat(self._path).st_size <= CHECK_ALWAYS_BYTES
         except OSError:
@@ -307,8 +315,7 @@ class PagesSource:
         if damage := damage_of_image(found.image):
             self._reader.forget()
             return Rejected(why=Refusal.NOT_A_DATABASE, detail=f"damaged: {damage[:200]}", read_in_vain=True)
-        # A check that is made every time is part of what looking costs; the seldom one is not.
-        return replace(found, seconds=time.monotonic() - began) if small else found
+        return found
 
     def _on_refused(self, found: Rejected, now: float) -> None:
         self._refused = found
@@ -316,7 +323,7 @@ class PagesSource:
         self._counts["copies_rejected" if found.read_in_vain else "looks_refused"] += 1
         self._pace.refused(now=now, read_in_vain=found.read_in_vain)
         if found.read_in_vain:
-            self._pace.looked(found.seconds, now=now)
+            self._pace.looked(found.seconds, processor_s=self._look_processor_s, now=now)
         state, reason = self._state()
         if state in {DatasetState.DEGRADED, DatasetState.FAILED} and self._alarm != state.name:
             self._alarm = state.name
@@ -336,7 +343,7 @@ class PagesSource:
         if found.image is not None:
             self._last_check = now
         self._pace.accepted()
-        self._pace.looked(found.seconds, now=now)
+        self._pace.looked(found.seconds, processor_s=self._look_processor_s, now=now)
         self._end_alarm()
 
     def _end_alarm(self) -> None:
