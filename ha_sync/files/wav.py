@@ -91,7 +91,7 @@ def repair(fd: int) -> Repair | None:
     end += length & 1 if end + (length & 1) <= size else 0
     # What follows the sound (a LIST chunk) belongs to the RIFF; a torn block at the end does not.
     riff = (size if header.data_length == length else end) - 8
-    if (riff, length) == (header.riff_length, header.data_length) or _is_whole(header, size):
+    if not length or (riff, length) == (header.riff_length, header.data_length) or _is_whole(header, size):
         return None
     os.pwrite(fd, _LENGTH.pack(riff), 4)
     os.pwrite(fd, _LENGTH.pack(length), header.data_at - 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import stat
 from collections.abc import Callable, Iterable
@@ -14,7 +15,7 @@ from ha_sync.config import TreeSettings
 from ha_sync.core.dataset import DatasetName, Priority
 from ha_sync.core.frame import Body, Frame
 from ha_sync.core.position import Answer, Epoch, Incarnation, Position, Sequence
-from ha_sync.files.blocks import HASH_BYTES, block_count, block_hash, block_size_for, content_of, whole_hash
+from ha_sync.files.blocks import block_count, block_hash, block_size_for, content_of, whole_hash
 
 EPOCH = Epoch(2)
 INCARNATION = Incarnation(b"i" * 16)
@@ -134,7 +135,9 @@ class Standby:
         async with asyncio.timeout(20):
             while not condition():
                 self.changed.clear()
-                await self.changed.wait()
+                # What only the report tells (a look of the guard) makes no call: it is asked again.
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.changed.wait(), 0.1)
 
     async def inventory(self) -> dict[bytes, tuple[pb.TreeChange, bytes]]:
         found: dict[bytes, tuple[pb.TreeChange, bytes]] = {}
@@ -190,6 +193,3 @@ def tree_of(path: str) -> dict[str, object]:
                 with open(full, "rb") as file:
                     found[relative] = ("file", stat.S_IMODE(status.st_mode), file.read())
     return found
-
-
-__all__ = ["HASH_BYTES"]

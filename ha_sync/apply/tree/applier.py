@@ -32,7 +32,8 @@ from ha_sync.errors import RepairNeeded, Retryable
 from ha_sync.files.confine import Root
 
 BATCH_S_MAX = 0.5
-"""However much comes, what is whole is committed after so long."""
+BATCH_BULK_S_MAX = 3.0
+"""However much comes, what is whole is committed after so long: in a full sync nobody waits for a single file."""
 GROWTH_SYNC_S = 0.25
 """Growing files are synced and acknowledged at most this often, unless something else commits anyway."""
 
@@ -99,6 +100,7 @@ class Applier:
         self.applied = self.catalogue.position("applied")
         self.consistent = self.catalogue.get("consistent") == "1"
         self.tree: Tree | None = None
+        self.lost: tuple[bytes, ...] = ()  # of an interrupted group: to be asked for
         self._durable = durable
         self._fail_point = fail_point
         self._batch = Batch()
@@ -196,6 +198,9 @@ class Applier:
         steps = [Step.decode(data) for data in self.catalogue.intent()]
         outcome = tree.publisher.perform(steps, now=now, again=True)
         self._note(outcome)
+        if outcome.lost:
+            self.lost = tuple(outcome.lost)
+            self.forget_entries(self.lost)
         self._unfinished, self._settled = False, False
         self.counters.recovered += len(steps)
         self.settle()
@@ -258,7 +263,7 @@ class Applier:
             try:
                 while (piece := take()) is not None:
                     self._stage(tree, piece)
-                    if self._batch.full or clock() - began > BATCH_S_MAX:
+                    if self._batch.full or clock() - began > (BATCH_S_MAX if piece.consistent else BATCH_BULK_S_MAX):
                         self._commit(tree, now=clock())
                         began = clock()
             except Exception as error:  # noqa: BLE001 - every failure is handed on; whole groups before it still count
@@ -356,7 +361,7 @@ class Applier:
             self.catalogue.put_entries(outcome.entries.values())
 
     def settle(self) -> None:
-        """Nothing waits: makes the renames durable by themselves and clears the intent; keeps the trash to its bound."""
+        """Nothing waits: makes the renames durable by themselves, clears the intent, keeps the trash to its bound."""
         if self.tree is None or self._settled or self._unfinished:
             return
         self.tree.publisher.sync_directories()

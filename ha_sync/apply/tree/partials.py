@@ -188,6 +188,8 @@ class Partials:
 
     def drop_below(self, path: bytes) -> None:
         """A directory is gone."""
+        if not self._live:
+            return
         below = path + b"/"
         for each in [each for each in self._live if each.startswith(below)]:
             self.drop(each)

@@ -47,6 +47,7 @@ class Outcome:
     entries: dict[bytes, Entry] = field(default_factory=dict)
     removed: list[bytes] = field(default_factory=list)  # with all below them
     directories: dict[bytes, Step | None] = field(default_factory=dict)  # touched, with their new metadata if any
+    lost: dict[bytes, None] = field(default_factory=dict)  # neither staged nor published: to be asked for
 
 
 class Publisher:
@@ -88,11 +89,11 @@ class Publisher:
 
     def _one(self, step: Step, outcome: Outcome, *, now: float, again: bool) -> None:
         if step.kind is Kind.PUBLISH:
-            self._publish(step, outcome, now=now)
+            self._publish(step, outcome, now=now, again=again)
         elif step.kind is Kind.REMOVE:
             self._remove(step, outcome, again=again)
         elif step.kind is Kind.DIRECTORY:
-            self._directory(step, outcome)
+            self._directory(step, outcome, again=again)
         else:
             self._adjust(step, outcome)
 
@@ -109,27 +110,33 @@ class Publisher:
         """Publishes a hidden file outside of any group (promotion)."""
         place = self._scope.place(path)
         self._keep_replaced(place, now=now)
-        self._move_in(source, place)
+        self._move_in(source, place, lambda: self._make_room(path, Outcome()))
         self._unsynced.add(split(place)[0])
 
     # ---- publishing
 
-    def _publish(self, step: Step, outcome: Outcome, *, now: float) -> None:
+    def _publish(self, step: Step, outcome: Outcome, *, now: float, again: bool) -> None:
         path = step.change.path
+        if again:
+            # A directory may have made room before the crash: what the catalogue knows below it is gone.
+            outcome.removed.append(path)
         place = self._scope.place(path)
         if step.change.type == DATABASE:
             self._remove_companions(place)
-        else:
+        elif self._catalogue.knows(path):
             self._keep_replaced(place, now=now)
-        moved = self._move_in(step.source, place)
+        moved = self._move_in(step.source, place, lambda: self._make_room(path, outcome))
         if moved:
             self._touch(place, outcome)
+        outcome.lost.pop(path, None)
         with contextlib.suppress(FileNotFoundError, NotADirectoryError, Refused):
             status = self._root.lstat(place)
             if moved or status.st_ino == step.inode:
                 outcome.entries[path] = step.entry(witness_of(status))
                 return
-        outcome.entries.pop(path, None)  # a later step of the group took it away again
+        # After a crash: a later step of the group took it away again, or the filesystem lost what was synced.
+        outcome.entries.pop(path, None)
+        outcome.lost[path] = None
 
     def _keep_replaced(self, place: bytes, *, now: float) -> None:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError, Refused):
@@ -143,7 +150,19 @@ class Publisher:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(name + suffix, dir_fd=directory)
 
-    def _move_in(self, source: bytes, place: bytes) -> bool:
+    def _make_room(self, path: bytes, outcome: Outcome) -> None:
+        """A directory stands where a file or a link belongs."""
+        place = self._scope.place(path)
+        with contextlib.suppress(FileNotFoundError):
+            status = self._root.lstat(place)
+            if stat.S_ISDIR(status.st_mode):
+                self.take_away(place, status)
+        for known in (outcome.entries, outcome.lost):
+            _forget_below(known, path)
+        _forget_below(outcome.directories, place)
+        outcome.removed.append(path)
+
+    def _move_in(self, source: bytes, place: bytes, make_room: Callable[[], None]) -> bool:
         """False where the staged object is gone: the step was done before a crash."""
         for _ in range(4):
             try:
@@ -160,7 +179,7 @@ class Publisher:
                     return True
                 if error.errno not in _TARGET_IS_DIRECTORY:
                     raise
-                self._clear(place)
+                make_room()
             else:
                 return True
         raise OSError(errno.EBUSY, "the place is taken again and again", os.fsdecode(place))
@@ -222,9 +241,12 @@ class Publisher:
 
     def _make_parents(self, place: bytes) -> None:
         """Every directory above a place; what is no directory goes to the trash."""
-        self._root.forget()
         at = b""
         parent, _ = split(place)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, Refused):
+            self._root.directory(parent)
+            return
+        self._root.forget()
         for part in parent.split(b"/") if parent else ():
             at = join(at, part)
             self._ensure_directory(at)
@@ -243,14 +265,6 @@ class Publisher:
             return self._ensure_directory(place)
         return False
 
-    def _clear(self, place: bytes) -> None:
-        try:
-            status = self._root.lstat(place)
-        except FileNotFoundError:
-            return
-        if stat.S_ISDIR(status.st_mode):
-            self.take_away(place, status)
-
     # ---- removing
 
     def _remove(self, step: Step, outcome: Outcome, *, again: bool) -> None:
@@ -267,6 +281,7 @@ class Publisher:
             if stat.S_ISDIR(status.st_mode):
                 _forget_below(outcome.entries, path)
                 _forget_below(outcome.directories, place)
+        _forget_below(outcome.lost, path)
         outcome.entries.pop(path, None)
         outcome.removed.append(path)
 
@@ -298,18 +313,40 @@ class Publisher:
 
     # ---- directories and metadata
 
-    def _directory(self, step: Step, outcome: Outcome) -> None:
+    def _directory(self, step: Step, outcome: Outcome, *, again: bool) -> None:
         path = step.change.path
         place = self._scope.place(path)
-        try:
-            made = bool(place) and self._ensure_directory(place)
-        except (FileNotFoundError, NotADirectoryError, Refused):
+        moved = bool(step.source) and self._move_directory(step.source, place)
+        if not moved and not again and place:
             self._make_parents(place)
-            made = self._ensure_directory(place)
-        if made:
+            moved = self._ensure_directory(place)
+        if moved:
             self._touch(place, outcome)
-        outcome.directories[place] = step
-        outcome.entries[path] = step.entry(witness_of(self._root.lstat(place)))
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, Refused):
+            status = self._root.lstat(place)
+            if stat.S_ISDIR(status.st_mode) and (not again or status.st_ino == step.inode):
+                outcome.directories[place] = step
+                outcome.entries[path] = step.entry(witness_of(status))
+
+    def _move_directory(self, source: bytes, place: bytes) -> bool:
+        """False where a directory stands there already, or where this was done before a crash."""
+        if not self._exists(source):
+            return False
+        self._make_parents(place)
+        with contextlib.suppress(FileNotFoundError):
+            status = self._root.lstat(place)
+            if stat.S_ISDIR(status.st_mode):
+                directory, name = split(source)
+                os.rmdir(name, dir_fd=self._root.directory(directory))
+                return False
+            self.take_away(place, status)
+        try:
+            self._rename(source, place)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            return self._ensure_directory(place)
+        return True
 
     def _adjust(self, step: Step, outcome: Outcome) -> None:
         """Only the object that it was meant for: a later step of the group may have replaced it."""

@@ -34,7 +34,7 @@ RELEASE_BYTES = 1024 * 1024
 """A waiting sender is woken in steps of this."""
 INLINE_BODY_MAX = 16 * 1024
 """A larger body is parsed in a thread: half a megabyte of small files takes milliseconds."""
-SETTLE_S = 0.05
+SETTLE_S = 0.005
 """When nothing came for so long, renames are made durable by themselves and the trash is kept to its bound."""
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -242,6 +242,7 @@ class TreeSink:
         self._reason = ""
         guard.start()
         self._need(guard.wanted)
+        self._need(applier.lost)
 
     async def inventory(self) -> AsyncIterator[bytes]:
         """See Sink."""

@@ -188,9 +188,11 @@ class Stager:
         if whole:
             syncfs(self._fd)
         elif self._unsynced or self._names_unsynced:
+            # A new file's fsync makes its name durable too (ext4, XFS, btrfs, f2fs); a symlink has no descriptor.
             for fd in self._unsynced:
                 os.fsync(fd)
-            os.fsync(self._fd)
+            if self._names_unsynced or not self._unsynced:
+                os.fsync(self._fd)
         self._many_unsynced = self._names_unsynced = False
         self._close_unsynced()
         return whole
@@ -209,7 +211,7 @@ class Stager:
         elif action == META:
             self._meta(change)
         elif change.type == DIRECTORY:
-            self._add(Step(kind=Kind.DIRECTORY, change=_plain(change)))
+            self._directory(change)
         elif change.type == SYMLINK:
             self._symlink(change)
         else:
@@ -284,7 +286,7 @@ class Stager:
             self._sync_later(fd)
         finally:
             os.close(fd)
-        self._partials.drop(change.path)
+        self._no_more_partials(change.path)
         source = join(STAGE, name)
         self._add(Step(kind=Kind.PUBLISH, change=_plain(change), source=source, inode=inode, block_hashes=hashes))
 
@@ -339,8 +341,7 @@ class Stager:
         finally:
             if not opened.is_partial:
                 os.close(draft.fd)
-        if not opened.is_partial:
-            self._partials.drop(change.path)
+        self._no_more_partials(change.path)
         self._add(
             Step(
                 kind=Kind.PUBLISH,
@@ -414,13 +415,40 @@ class Stager:
         self._names_unsynced = True
         self._refused(change.path, apply_to_symlink(self._fd, name, metadata_of(change)))
         inode = os.stat(name, dir_fd=self._fd, follow_symlinks=False).st_ino
-        self._partials.drop(change.path)
+        self._no_more_partials(change.path)
         self._add(Step(kind=Kind.PUBLISH, change=_plain(change), source=join(STAGE, name), inode=inode))
 
-    def _delete(self, change: pb.TreeChange) -> None:
+    def _directory(self, change: pb.TreeChange) -> None:
+        """A new one is staged too: only then is its inode known if a crash asks what was done."""
+        inode, source = self._directory_inode(change.path), b""
+        if not inode:
+            name = self._unused_name()
+            os.mkdir(name, 0o700, dir_fd=self._fd)
+            inode, source = os.stat(name, dir_fd=self._fd, follow_symlinks=False).st_ino, join(STAGE, name)
+            self._names_unsynced = True
         self._partials.drop(change.path)
-        self._partials.drop_below(change.path)
+        self._add(Step(kind=Kind.DIRECTORY, change=_plain(change), source=source, inode=inode))
+
+    def _directory_inode(self, path: bytes) -> int:
+        staged = self.overlay.step_of(path)
+        if staged is not None:
+            return staged.inode if staged.kind is Kind.DIRECTORY else 0
+        if self.overlay.hides(path):
+            return 0
+        try:
+            status = self._root.lstat(self._scope.place(path))
+        except OSError:
+            return 0
+        return status.st_ino if stat.S_ISDIR(status.st_mode) else 0
+
+    def _delete(self, change: pb.TreeChange) -> None:
+        self._no_more_partials(change.path)
         self._add(Step(kind=Kind.REMOVE, change=_plain(change), inode=self._inode_of(change.path)))
+
+    def _no_more_partials(self, path: bytes) -> None:
+        """What stands there now is no growing recording, and no directory with such."""
+        self._partials.drop(path)
+        self._partials.drop_below(path)
 
     def _inode_of(self, path: bytes) -> int:
         staged = self.overlay.step_of(path)
@@ -433,7 +461,7 @@ class Stager:
 
     def _meta(self, change: pb.TreeChange) -> None:
         if change.type == DIRECTORY:
-            self._add(Step(kind=Kind.DIRECTORY, change=_plain(change)))
+            self._directory(change)
             return
         staged = self.overlay.step_of(change.path)
         if staged is not None:

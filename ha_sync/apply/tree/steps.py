@@ -96,15 +96,19 @@ def in_order(steps: list[Step]) -> list[Step]:
     """A group's steps, with each unit's mark files where Asterisk puts them: ``.txt`` last to come and first to go."""
     if not any(step.change.unit for step in steps):
         return steps
+    replaced = {step.change.path for step in steps if step.kind is not Kind.DIRECTORY}
     paths = {step.change.path for step in steps}
-    if len(paths) < len(steps) or any(_above(step, paths) for step in steps if step.kind is Kind.REMOVE):
+    if len(paths) < len(steps) or any(_lies_below(path, replaced) for path in paths):
         return steps  # their order has a meaning of its own
     return sorted(steps, key=_rank)
 
 
-def _above(step: Step, paths: set[bytes]) -> bool:
-    below = step.change.path + b"/"
-    return any(path.startswith(below) for path in paths)
+def _lies_below(path: bytes, others: set[bytes]) -> bool:
+    while b"/" in path:
+        path = path.rpartition(b"/")[0]
+        if path in others:
+            return True
+    return False
 
 
 def _rank(step: Step) -> int:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ha_proto.sync.v1 import replication_pb2 as pb
-from ha_sync.apply.tree.places import HELD, Scope, join
+from ha_sync.apply.tree.places import HELD, HIDDEN, Scope, join
 from ha_sync.catalogue.tree import (
     TYPE_DIRECTORY,
     TYPE_FILE,
@@ -70,27 +70,28 @@ class Survey:
         """Everything replicated, in walk order, the root first."""
         self._root.forget()
         yield Found(b"", b"", self._root.lstat(b""))
-        levels = [iter(self._names(b""))]
-        prefixes = [b""]
+        levels = [(b"", iter(self._names(b"")))]
+        plain = not self._scope.held_patterns
         while levels:
-            name = next(levels[-1], None)
-            if name is None:
+            directory, names = levels[-1]
+            for name in names:
+                path = directory + b"/" + name if directory else name
+                found = self._look(directory, name, path) if plain else self._look_held(path)
+                if found is None:
+                    continue
+                yield found
+                if stat.S_ISDIR(found.status.st_mode):
+                    levels.append((path, iter(self._names(path))))
+                    break
+            else:
                 levels.pop()
-                prefixes.pop()
-                continue
-            path = join(prefixes[-1], name)
-            found = self._look(path)
-            if found is None:
-                continue
-            yield found
-            if stat.S_ISDIR(found.status.st_mode):
-                levels.append(iter(self._names(path)))
-                prefixes.append(path)
 
     def _names(self, path: bytes) -> list[bytes]:
         names = self._listed(self._scope.place(path))
         if self._scope.held_patterns and not self._scope.is_held(path):
             names |= self._listed(join(HELD, path) if path else HELD)
+        if not self._scope.node_patterns and not self._scope.mailboxes:
+            return sorted(name for name in names if not name.startswith(HIDDEN))
         prefix = path + b"/" if path else b""
         return sorted(name for name in names if not self._scope.is_left_out(prefix + name))
 
@@ -100,7 +101,15 @@ class Survey:
         except _GONE:
             return set()
 
-    def _look(self, path: bytes) -> Found | None:
+    def _look(self, directory: bytes, name: bytes, path: bytes) -> Found | None:
+        """Without held files a path is its own place: one system call."""
+        try:
+            status = os.stat(name, dir_fd=self._root.directory(directory), follow_symlinks=False)
+        except _GONE:
+            return None
+        return self._replicable(Found(path, path, status))
+
+    def _look_held(self, path: bytes) -> Found | None:
         place = self._scope.place(path)
         if place != path:
             self._set_aside(path, place)
@@ -108,10 +117,13 @@ class Survey:
             status = self._root.lstat(place)
         except _GONE:
             return None
-        if object_type(status.st_mode) == TYPE_SPECIAL:
+        return self._replicable(Found(path, place, status))
+
+    def _replicable(self, found: Found) -> Found | None:
+        if object_type(found.status.st_mode) == TYPE_SPECIAL:
             self.specials += 1
             return None
-        return Found(path, place, status)
+        return found
 
     def _set_aside(self, path: bytes, place: bytes) -> None:
         """A call file of the time when this node was Active would be dialled by a promotion: it is held too."""
