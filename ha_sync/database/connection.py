@@ -110,6 +110,24 @@ def _transaction(db: apsw.Connection, begin: str) -> Iterator[None]:
         raise
 
 
+Stamp = tuple[tuple[int, int, int] | None, ...]
+"""(inode, size, mtime_ns) of a database and of its log."""
+
+
+def stamp(path: str) -> Stamp | None:
+    """What the files look like from outside; None without a database. Opens nothing."""
+    found = tuple(_stat(path + suffix) for suffix in ("", "-wal"))
+    return None if found[0] is None else found
+
+
+def _stat(path: str) -> tuple[int, int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def unfit(path: str, error: Exception) -> Unfit:
     """What is wrong with the database at ``path``, in words for an operator."""
     if isinstance(error, FileNotFoundError) or not os.path.lexists(path):

@@ -49,7 +49,7 @@ def _is_local(table: Table, row: str, clause: str) -> str:
 
 
 def install_guards(db: apsw.Connection, schema: Schema, locality: Locality, *, active_at: str) -> bool:
-    """Makes the guards exactly what they should be, within the caller's transaction. Returns whether any was changed."""
+    """Makes the guards what they should be, within the caller's transaction. Returns whether any was changed."""
     wanted = {t.name: t for t in guard_triggers(schema, locality, active_at=active_at)}
     have = {n: found for n, found in our_triggers(db).items() if n.startswith(GUARD)}
     stale = [n for n, found in have.items() if n not in wanted or (wanted[n].table, wanted[n].sql) != found]

@@ -104,7 +104,7 @@ class Head:
 def _part(values: list[object]) -> Part:
     table, keyed, key, columns, whole, gone, ranges = values
     if not isinstance(key, list) or not isinstance(columns, list) or not isinstance(keyed, int):
-        raise ValueError("part")
+        raise TypeError("part")
     return Part(
         table=str(table),
         keyed=Keyed(keyed),

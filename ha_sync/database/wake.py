@@ -53,6 +53,11 @@ class Wake:
         except OSError:
             self._stop_watch()  # the slow tick goes on alone
 
+    @property
+    def blind(self) -> bool:
+        """Whether nothing is watched now."""
+        return self._blind
+
     async def wait(self, timeout_s: float) -> bool:
         """Waits for a hint, at most ``timeout_s``; says whether there was one."""
         try:

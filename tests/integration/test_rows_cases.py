@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - statements of SQL read better in one line
 """Every kind of table and statement that a program may use: the Standby ends with the same bytes."""
 
 from __future__ import annotations
@@ -35,12 +36,16 @@ CASES: dict[str, tuple[str, list[str]]] = {
         ],
     ),
     "columns_named_like_the_rowid": (
-        "CREATE TABLE a(rowid TEXT, v); CREATE TABLE b(rowid, _rowid_, v);"
-        "CREATE TABLE c(rowid, _rowid_, oid, v); CREATE TABLE d(oid INTEGER PRIMARY KEY, rowid, _rowid_);"
-        "CREATE TABLE e(ROWID INTEGER PRIMARY KEY, v)",
+        (
+            "CREATE TABLE a(rowid TEXT, v); CREATE TABLE b(rowid, _rowid_, v);"
+            "CREATE TABLE c(rowid, _rowid_, oid, v); CREATE TABLE d(oid INTEGER PRIMARY KEY, rowid, _rowid_);"
+            "CREATE TABLE e(ROWID INTEGER PRIMARY KEY, v)"
+        ),
         [
-            "INSERT INTO a VALUES('r', 1), ('r', 2); INSERT INTO b VALUES(1, 2, 3), (1, 2, 3);"
-            "INSERT INTO c VALUES(1, 2, 3, 4), (1, 2, 3, 4); INSERT INTO d VALUES(5, 6, 7); INSERT INTO e VALUES(9, 9)",
+            (
+                "INSERT INTO a VALUES('r', 1), ('r', 2); INSERT INTO b VALUES(1, 2, 3), (1, 2, 3);"
+                "INSERT INTO c VALUES(1, 2, 3, 4), (1, 2, 3, 4); INSERT INTO d VALUES(5, 6, 7); INSERT INTO e VALUES(9, 9)"
+            ),
             "UPDATE a SET v = 9; DELETE FROM b WHERE v = 3; UPDATE c SET v = 5; DELETE FROM d; UPDATE e SET ROWID = 4",
             "DELETE FROM c",
         ],
@@ -49,27 +54,37 @@ CASES: dict[str, tuple[str, list[str]]] = {
         "CREATE TABLE t(id INTEGER PRIMARY KEY, u UNIQUE)",
         [
             "INSERT INTO t VALUES(1, 'a'), (2, 'b'), (3, 'c')",
-            "BEGIN; UPDATE t SET u = NULL WHERE id = 1; UPDATE t SET u = 'a' WHERE id = 2;"
-            "UPDATE t SET u = 'b' WHERE id = 1; COMMIT",
-            "BEGIN; UPDATE t SET id = -1 WHERE id = 1; UPDATE t SET id = 1 WHERE id = 2; UPDATE t SET id = 2 WHERE id = -1;"
-            "COMMIT",
+            (
+                "BEGIN; UPDATE t SET u = NULL WHERE id = 1; UPDATE t SET u = 'a' WHERE id = 2;"
+                "UPDATE t SET u = 'b' WHERE id = 1; COMMIT"
+            ),
+            (
+                "BEGIN; UPDATE t SET id = -1 WHERE id = 1; UPDATE t SET id = 1 WHERE id = 2; UPDATE t SET id = 2 WHERE id = -1;"
+                "COMMIT"
+            ),
         ],
     ),
     "replace_kills_through_every_unique_index": (
-        "CREATE TABLE t(id INTEGER PRIMARY KEY, a UNIQUE, b TEXT COLLATE NOCASE, c NOT NULL DEFAULT 7 UNIQUE, d);"
-        "CREATE UNIQUE INDEX b ON t(b, d); CREATE UNIQUE INDEX n ON t(d COLLATE NOCASE) WHERE d > 'm' -- live\n",
+        (
+            "CREATE TABLE t(id INTEGER PRIMARY KEY, a UNIQUE, b TEXT COLLATE NOCASE, c NOT NULL DEFAULT 7 UNIQUE, d);"
+            "CREATE UNIQUE INDEX b ON t(b, d); CREATE UNIQUE INDEX n ON t(d COLLATE NOCASE) WHERE d > 'm' -- live\n"
+        ),
         [
             "INSERT INTO t VALUES(1, 1, 'x', 1, 'q'), (2, 2, 'y', 2, 'r'), (3, 3, 'z', 7, 'A'), (4, 4, 'w', 4, NULL)",
             "REPLACE INTO t VALUES(10, 1, 'other', 10, NULL)",
             "REPLACE INTO t VALUES(11, 11, 'other', 11, 'R')",
             "REPLACE INTO t(id, a, b, c, d) VALUES(12, 12, 'other', NULL, NULL)",
-            "INSERT INTO t VALUES(20, 20, 'K', 20, 'B'), (21, 21, 'k', 21, 'C');"
-            "UPDATE OR REPLACE t SET d = 'B' WHERE id = 21; UPDATE OR REPLACE t SET id = 21 WHERE id = 4",
+            (
+                "INSERT INTO t VALUES(20, 20, 'K', 20, 'B'), (21, 21, 'k', 21, 'C');"
+                "UPDATE OR REPLACE t SET d = 'B' WHERE id = 21; UPDATE OR REPLACE t SET id = 21 WHERE id = 4"
+            ),
         ],
     ),
     "unique_index_on_expressions": (
-        "CREATE TABLE t(id INTEGER PRIMARY KEY, name TEXT, \"odd \"\"col\" TEXT);"
-        "CREATE UNIQUE INDEX u ON t(lower(name), length(\"odd \"\"col\"), 'a,b(' || name)",
+        (
+            'CREATE TABLE t(id INTEGER PRIMARY KEY, name TEXT, "odd ""col" TEXT);'
+            'CREATE UNIQUE INDEX u ON t(lower(name), length("odd ""col"), \'a,b(\' || name)'
+        ),
         [
             "INSERT INTO t VALUES(1, 'Anna', 'xx'), (2, 'Bert', 'yy')",
             "REPLACE INTO t VALUES(3, 'Anna', 'zz')",
@@ -80,9 +95,11 @@ CASES: dict[str, tuple[str, list[str]]] = {
         "CREATE TABLE t(k TEXT PRIMARY KEY, n INT, u UNIQUE)",
         [
             "INSERT INTO t VALUES('a', 1, 1), ('b', 1, 2)",
-            "INSERT INTO t VALUES('a', 1, 5) ON CONFLICT(k) DO UPDATE SET n = n + 1, u = 9;"
-            "INSERT INTO t VALUES('c', 1, 2) ON CONFLICT(u) DO UPDATE SET k = 'moved';"
-            "INSERT INTO t VALUES('b', 1, 77) ON CONFLICT DO NOTHING; INSERT OR IGNORE INTO t VALUES('a', 1, 1)",
+            (
+                "INSERT INTO t VALUES('a', 1, 5) ON CONFLICT(k) DO UPDATE SET n = n + 1, u = 9;"
+                "INSERT INTO t VALUES('c', 1, 2) ON CONFLICT(u) DO UPDATE SET k = 'moved';"
+                "INSERT INTO t VALUES('b', 1, 77) ON CONFLICT DO NOTHING; INSERT OR IGNORE INTO t VALUES('a', 1, 1)"
+            ),
         ],
     ),
     "generated_columns": (
@@ -95,25 +112,31 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "every_kind_of_value": (
         "CREATE TABLE t(id INTEGER PRIMARY KEY, v, i INTEGER, r REAL, s TEXT, n NUMERIC, b BLOB)",
         [
-            "INSERT INTO t(v) VALUES(1), (1.0), ('1'), (x'31'), (NULL), (''), (x''), (1e999), (-1e999), (-0.0), (0.1),"
-            "(9223372036854775807), (-9223372036854775808), ('a' || char(0) || 'b'), (CAST(x'ff80c0' AS TEXT)),"
-            "(zeroblob(100000)), (1e999 - 1e999), (2.5e-324);"
-            "INSERT INTO t(i, r, s, n, b) VALUES('12', 3, 4, '5.0', 6), ('x', 'y', x'00', 'z', 'text')",
+            (
+                "INSERT INTO t(v) VALUES(1), (1.0), ('1'), (x'31'), (NULL), (''), (x''), (1e999), (-1e999), (-0.0), (0.1),"
+                "(9223372036854775807), (-9223372036854775808), ('a' || char(0) || 'b'), (CAST(x'ff80c0' AS TEXT)),"
+                "(zeroblob(100000)), (1e999 - 1e999), (2.5e-324);"
+                "INSERT INTO t(i, r, s, n, b) VALUES('12', 3, 4, '5.0', 6), ('x', 'y', x'00', 'z', 'text')"
+            ),
             "UPDATE t SET v = CAST(x'ff81c0' AS TEXT) WHERE id = 15; UPDATE t SET v = 'a' || char(0) || 'c' WHERE id = 14",
         ],
     ),
     "keys_of_every_kind": (
         "CREATE TABLE t(k PRIMARY KEY, v) WITHOUT ROWID; CREATE TABLE r(k REAL, s TEXT, PRIMARY KEY(k, s)) WITHOUT ROWID",
         [
-            "INSERT INTO t VALUES(1, 1), ('1', 2), (x'31', 3), (1.5, 4), (CAST(x'ff' AS TEXT), 5), (1e999, 6), ('a' || char(0), 7);"
-            "INSERT INTO r VALUES(1, 2), (1.5, 'x')",
+            (
+                "INSERT INTO t VALUES(1, 1), ('1', 2), (x'31', 3), (1.5, 4), (CAST(x'ff' AS TEXT), 5), (1e999, 6), ('a' || char(0), 7);"
+                "INSERT INTO r VALUES(1, 2), (1.5, 'x')"
+            ),
             "DELETE FROM t WHERE v IN (3, 5, 6, 7); UPDATE t SET k = 'moved' WHERE v = 2; UPDATE r SET k = 2 WHERE k = 1",
         ],
     ),
     "fts5_by_its_shadow_tables": (
-        "CREATE VIRTUAL TABLE docs USING fts5(title, body); CREATE TABLE base(id INTEGER PRIMARY KEY, txt);"
-        "CREATE VIRTUAL TABLE ext USING fts5(txt, content='base', content_rowid='id');"
-        "CREATE TRIGGER ai AFTER INSERT ON base BEGIN INSERT INTO ext(rowid, txt) VALUES(NEW.id, NEW.txt); END",
+        (
+            "CREATE VIRTUAL TABLE docs USING fts5(title, body); CREATE TABLE base(id INTEGER PRIMARY KEY, txt);"
+            "CREATE VIRTUAL TABLE ext USING fts5(txt, content='base', content_rowid='id');"
+            "CREATE TRIGGER ai AFTER INSERT ON base BEGIN INSERT INTO ext(rowid, txt) VALUES(NEW.id, NEW.txt); END"
+        ),
         [
             "INSERT INTO docs VALUES('one', 'some words here'), ('two', 'other words'); INSERT INTO base(txt) VALUES('hello')",
             "UPDATE docs SET body = 'changed words' WHERE rowid = 1; DELETE FROM docs WHERE rowid = 2",
@@ -128,20 +151,26 @@ CASES: dict[str, tuple[str, list[str]]] = {
         ],
     ),
     "application_triggers_run_once": (
-        "CREATE TABLE t(id INTEGER PRIMARY KEY, v); CREATE TABLE audit(id INTEGER PRIMARY KEY AUTOINCREMENT, what);"
-        "CREATE TRIGGER t1 AFTER INSERT ON t BEGIN INSERT INTO audit(what) VALUES('insert ' || NEW.id); END;"
-        "CREATE TRIGGER t2 BEFORE DELETE ON t BEGIN INSERT INTO audit(what) VALUES('delete ' || OLD.id); END;"
-        "CREATE VIEW w AS SELECT * FROM t;"
-        "CREATE TRIGGER t3 INSTEAD OF INSERT ON w BEGIN INSERT INTO t(v) VALUES(NEW.v); END",
+        (
+            "CREATE TABLE t(id INTEGER PRIMARY KEY, v); CREATE TABLE audit(id INTEGER PRIMARY KEY AUTOINCREMENT, what);"
+            "CREATE TRIGGER t1 AFTER INSERT ON t BEGIN INSERT INTO audit(what) VALUES('insert ' || NEW.id); END;"
+            "CREATE TRIGGER t2 BEFORE DELETE ON t BEGIN INSERT INTO audit(what) VALUES('delete ' || OLD.id); END;"
+            "CREATE VIEW w AS SELECT * FROM t;"
+            "CREATE TRIGGER t3 INSTEAD OF INSERT ON w BEGIN INSERT INTO t(v) VALUES(NEW.v); END"
+        ),
         ["INSERT INTO t(v) VALUES(1), (2)", "DELETE FROM t WHERE id = 1; INSERT INTO w(v) VALUES(3)"],
     ),
     "foreign_key_cascades": (
-        "CREATE TABLE p(id INTEGER PRIMARY KEY, k UNIQUE);"
-        "CREATE TABLE c(id INTEGER PRIMARY KEY, p REFERENCES p(id) ON DELETE CASCADE ON UPDATE CASCADE);"
-        "CREATE TABLE n(id INTEGER PRIMARY KEY, p REFERENCES p(k) ON DELETE SET NULL)",
+        (
+            "CREATE TABLE p(id INTEGER PRIMARY KEY, k UNIQUE);"
+            "CREATE TABLE c(id INTEGER PRIMARY KEY, p REFERENCES p(id) ON DELETE CASCADE ON UPDATE CASCADE);"
+            "CREATE TABLE n(id INTEGER PRIMARY KEY, p REFERENCES p(k) ON DELETE SET NULL)"
+        ),
         [
-            "PRAGMA foreign_keys=ON; INSERT INTO p VALUES(1, 'a'), (2, 'b'); INSERT INTO c(p) VALUES(1), (1), (2);"
-            "INSERT INTO n(p) VALUES('a'), ('b')",
+            (
+                "PRAGMA foreign_keys=ON; INSERT INTO p VALUES(1, 'a'), (2, 'b'); INSERT INTO c(p) VALUES(1), (1), (2);"
+                "INSERT INTO n(p) VALUES('a'), ('b')"
+            ),
             "PRAGMA foreign_keys=ON; DELETE FROM p WHERE id = 1; UPDATE p SET id = 5 WHERE id = 2",
             "PRAGMA foreign_keys=ON; REPLACE INTO p VALUES(6, 'b')",
         ],
@@ -171,8 +200,10 @@ CASES: dict[str, tuple[str, list[str]]] = {
         ],
     ),
     "names_that_need_quotes": (
-        'CREATE TABLE "a ""b"" [c] \'d\'"("select" TEXT, "k0" INT, "seq", "tbl", "rowid" UNIQUE, "x y" UNIQUE);'
-        'CREATE TABLE "Größe"("ключ" INTEGER PRIMARY KEY, "é" UNIQUE)',
+        (
+            'CREATE TABLE "a ""b"" [c] \'d\'"("select" TEXT, "k0" INT, "seq", "tbl", "rowid" UNIQUE, "x y" UNIQUE);'
+            'CREATE TABLE "Größe"("ключ" INTEGER PRIMARY KEY, "é" UNIQUE)'
+        ),
         [
             """INSERT INTO "a ""b"" [c] 'd'" VALUES('s', 1, 2, 3, 4, 5); INSERT INTO "Größe" VALUES(1, 'x')""",
             """REPLACE INTO "a ""b"" [c] 'd'" VALUES('t', 1, 2, 3, 9, 5); REPLACE INTO "Größe" VALUES(2, 'x')""",
@@ -211,4 +242,3 @@ async def test_the_standby_ends_equal(tmp_path: Path, case: str) -> None:
         whole_tables = case == "columns_named_like_the_rowid"
         assert pair.bytes - before < 200 or whole_tables, "a compare of equal databases ships rows"
         assert content(pair.standby) == content(pair.active)
-

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - statements of SQL read better in one line
 """A rows dataset through its life: schema changes, node-local data, guards, crashes, trouble with the file."""
 
 from __future__ import annotations
@@ -125,8 +126,12 @@ async def test_a_schema_change_is_noticed_and_follows(tmp_path: Path, change: st
         await equal(pair)
         tables = [n for k, n, *_ in content(pair.active)["schema"] if k == "table"]
         if "t" in tables:
-            write(pair.active, "INSERT INTO t DEFAULT VALUES" if change != "create_copy_rename" else
-                  "INSERT INTO t VALUES(60, 'x', 60)")
+            write(
+                pair.active,
+                "INSERT INTO t DEFAULT VALUES"
+                if change != "create_copy_rename"
+                else "INSERT INTO t VALUES(60, 'x', 60)",
+            )
             await equal(pair)
 
 
@@ -187,7 +192,10 @@ async def test_a_log_trimmed_past_the_standby_is_compared(tmp_path: Path) -> Non
     try:
         await equal(pair)
         await pair.disconnect()
-        write(pair.active, "WITH s(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM s WHERE x < 1000) INSERT INTO t SELECT x, x FROM s")
+        write(
+            pair.active,
+            "WITH s(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM s WHERE x < 1000) INSERT INTO t SELECT x, x FROM s",
+        )
         with opened(pair.active) as db:
             ((kept,),) = db.execute("SELECT count(*) FROM _ha_change").fetchall()
         assert 100 <= kept < 200
@@ -231,12 +239,18 @@ async def test_node_local_tables_and_rows_stay_on_their_node(tmp_path: Path) -> 
         NodeLocalRows(table="SIP", where="name IN ('externhost', 'localnet')"),
         NodeLocalRows(table="kv", where="key LIKE '/local/%'"),
     )
-    write(tmp_path / "active.db", "PRAGMA journal_mode=wal;" + schema,
-          "INSERT INTO network VALUES('ip', 'A'); INSERT INTO sip VALUES('externhost', 'A'), ('codec', 'alaw');"
-          "INSERT INTO kv VALUES('/local/uuid', 'A'), ('/shared/x', 1)")
-    write(tmp_path / "standby.db", schema,
-          "INSERT INTO network VALUES('ip', 'B'); INSERT INTO sip VALUES('gone', 1), ('externhost', 'B');"
-          "INSERT INTO kv VALUES('/local/uuid', 'B'), ('/shared/old', 1)")
+    write(
+        tmp_path / "active.db",
+        "PRAGMA journal_mode=wal;" + schema,
+        "INSERT INTO network VALUES('ip', 'A'); INSERT INTO sip VALUES('externhost', 'A'), ('codec', 'alaw');"
+        "INSERT INTO kv VALUES('/local/uuid', 'A'), ('/shared/x', 1)",
+    )
+    write(
+        tmp_path / "standby.db",
+        schema,
+        "INSERT INTO network VALUES('ip', 'B'); INSERT INTO sip VALUES('gone', 1), ('externhost', 'B');"
+        "INSERT INTO kv VALUES('/local/uuid', 'B'), ('/shared/old', 1)",
+    )
 
     def of(path: Path, sql: str) -> list[tuple[object, ...]]:
         with opened(path) as db:
@@ -248,16 +262,21 @@ async def test_node_local_tables_and_rows_stay_on_their_node(tmp_path: Path) -> 
         assert of(pair.standby, "SELECT * FROM sip ORDER BY name") == [("codec", "alaw"), ("externhost", "B")]
         assert of(pair.standby, "SELECT * FROM kv") == [("/local/uuid", "B"), ("/shared/x", 1)]
         # A row moves into the clause and out of it; a shipped row needs the rowid that a local one has.
-        write(pair.active, "UPDATE sip SET name = 'localnet' WHERE name = 'codec'; INSERT INTO sip VALUES('new', 1), ('two', 2);"
-              "UPDATE kv SET key = '/shared/uuid' WHERE key = '/local/uuid'; UPDATE network SET v = 'A2';"
-              "UPDATE kv SET key = '/local/moved' WHERE key = '/shared/x'")
+        write(
+            pair.active,
+            "UPDATE sip SET name = 'localnet' WHERE name = 'codec'; INSERT INTO sip VALUES('new', 1), ('two', 2);"
+            "UPDATE kv SET key = '/shared/uuid' WHERE key = '/local/uuid'; UPDATE network SET v = 'A2';"
+            "UPDATE kv SET key = '/local/moved' WHERE key = '/shared/x'",
+        )
         await pair.settle()
         assert of(pair.standby, "SELECT v FROM network") == [("B",)]
         assert of(pair.standby, "SELECT * FROM sip ORDER BY name") == [("externhost", "B"), ("new", 1), ("two", 2)]
         assert of(pair.standby, "SELECT * FROM kv ORDER BY key") == [("/local/uuid", "B"), ("/shared/uuid", "A")]
         # Local rows survive a change of their table's schema.
-        write(pair.active, "ALTER TABLE sip ADD COLUMN extra; ALTER TABLE network ADD COLUMN extra DEFAULT 3;"
-              "UPDATE sip SET extra = 1")
+        write(
+            pair.active,
+            "ALTER TABLE sip ADD COLUMN extra; ALTER TABLE network ADD COLUMN extra DEFAULT 3;UPDATE sip SET extra = 1",
+        )
         await pair.settle()
         assert of(pair.standby, "SELECT * FROM sip WHERE name = 'externhost'") == [("externhost", "B", None)]
         assert of(pair.standby, "SELECT * FROM network") == [("ip", "B", 3)]
@@ -265,8 +284,12 @@ async def test_node_local_tables_and_rows_stay_on_their_node(tmp_path: Path) -> 
         # What is local may be edited on the Standby, everything else may not.
         write(pair.standby, "UPDATE sip SET value = 'B2' WHERE name = 'externhost'; UPDATE network SET v = 'B2'")
         with opened(pair.standby) as db:
-            for refused in ("UPDATE sip SET value = 0 WHERE name = 'two'", "DELETE FROM kv WHERE key = '/shared/uuid'",
-                            "INSERT INTO sip(name) VALUES('foreign')", "UPDATE sip SET name = 'x' WHERE name = 'externhost'"):
+            for refused in (
+                "UPDATE sip SET value = 0 WHERE name = 'two'",
+                "DELETE FROM kv WHERE key = '/shared/uuid'",
+                "INSERT INTO sip(name) VALUES('foreign')",
+                "UPDATE sip SET name = 'x' WHERE name = 'externhost'",
+            ):
                 with pytest.raises(apsw.ConstraintError, match=ACTIVE_AT):
                     db.execute(refused)
         assert pair.failures == []
@@ -278,8 +301,9 @@ async def test_a_write_on_the_standby_is_refused_and_names_the_active(tmp_path: 
     async with rows_pair(tmp_path) as pair:
         await equal(pair)
         for sql in ("INSERT INTO t(v) VALUES(2)", "UPDATE t SET v = 3", "DELETE FROM t", "REPLACE INTO t VALUES(1, 1)"):
-            with opened(pair.standby) as db, pytest.raises(
-                apsw.ConstraintError, match=f"standby: write to the active at {ACTIVE_AT}"
+            with (
+                opened(pair.standby) as db,
+                pytest.raises(apsw.ConstraintError, match=f"standby: write to the active at {ACTIVE_AT}"),
             ):
                 db.execute(sql)
         # A guard that somebody removes comes back, and what was written meanwhile is undone.
@@ -445,7 +469,9 @@ async def test_a_standby_file_that_is_no_database_is_said_and_recovers(tmp_path:
 
 
 @pytest.mark.req("R22")
-async def test_a_locked_standby_loses_nothing_and_names_who_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_locked_standby_loses_nothing_and_names_who_holds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("ha_sync.database.connection.BUSY_TIMEOUT_MS", 100)
     write(tmp_path / "active.db", SIMPLE)
     async with rows_pair(tmp_path) as pair:
@@ -513,8 +539,11 @@ async def test_a_burst_larger_than_memory_allows_travels_through_a_file(tmp_path
     write(tmp_path / "active.db", SIMPLE)
     async with rows_pair(tmp_path) as pair:
         await equal(pair)
-        write(pair.active, "WITH s(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM s WHERE x < 12) "
-              "INSERT INTO t(v) SELECT randomblob(1000000) FROM s")
+        write(
+            pair.active,
+            "WITH s(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM s WHERE x < 12) "
+            "INSERT INTO t(v) SELECT randomblob(1000000) FROM s",
+        )
         await equal(pair)
         assert pair.bytes > 12_000_000
         assert [n for n in os.listdir(tmp_path) if "image" in n or "incoming" in n or "inventory" in n] == []
@@ -525,7 +554,10 @@ async def test_a_large_batch_of_a_rollback_database_is_read_from_a_lock_free_cop
     write(tmp_path / "active.db", "CREATE TABLE t(id INTEGER PRIMARY KEY, v)")
     async with rows_pair(tmp_path, writer_busy_timeout_ms=5) as pair:
         await equal(pair)
-        write(pair.active, "WITH s(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM s WHERE x < 50000) "
-              "INSERT INTO t(v) SELECT 'row ' || x FROM s")
+        write(
+            pair.active,
+            "WITH s(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM s WHERE x < 50000) "
+            "INSERT INTO t(v) SELECT 'row ' || x FROM s",
+        )
         await equal(pair)
         assert dict(pair.source.report().counts)["lock_free_copies"] >= 1

@@ -18,7 +18,7 @@ from ha_sync.apply.rows.parts import apply_part
 from ha_sync.apply.rows.rebuild import Rebuild
 from ha_sync.config import SqliteSettings
 from ha_sync.core.position import NOWHERE, Epoch, Incarnation, Position, Sequence
-from ha_sync.database.connection import number, one, open_standby, reading, run, writing
+from ha_sync.database.connection import Stamp, number, one, open_standby, reading, run, stamp, writing
 from ha_sync.database.facts import read_facts, write_facts
 from ha_sync.database.guards import install_guards, remove_guards
 from ha_sync.database.image import Facts, Head, attach_image, detach_image, encoding_of, read_head
@@ -41,6 +41,7 @@ class Applier:
         self._db: apsw.Connection | None = None
         self._file: tuple[int, int] | None = None
         self._version = -1  # of the schema as we left it
+        self._stamps: tuple[Stamp | None, Stamp | None] = (None, None)
         self.position = NOWHERE
 
     def open(self, active_at: str) -> None:
@@ -62,6 +63,10 @@ class Applier:
             if os.path.lexists(self._path):
                 self.open(self._active_at)
             return ""
+        now = stamp(self._path)
+        if self._stamps == (now, now):
+            return ""  # seen twice like this: nobody wrote
+        self._stamps = (self._stamps[1], now)
         if self._identity() != self._file:
             self.close()
             self.position = NOWHERE

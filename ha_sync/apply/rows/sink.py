@@ -53,9 +53,9 @@ class RowsSink(Sink):
         self._comparing = False
         self._subscribed = False
         self._condition = (DatasetState.STARTING, "")
-        self._durable: Callable[[Position], None] = lambda position: None
-        self._failure: Callable[[Exception], None] = lambda error: None
-        self._need: Callable[[tuple[bytes, ...]], None] = lambda paths: None
+        self._durable: Callable[[Position], None] = lambda _position: None
+        self._failure: Callable[[Exception], None] = lambda _error: None
+        self._need: Callable[[tuple[bytes, ...]], None] = lambda _paths: None
 
     async def open(self, epoch: Epoch, *, active_at: str) -> None:
         """Installs the guards where there is a database; an unfit one is a state with a reason."""

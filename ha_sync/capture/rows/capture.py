@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import apsw
@@ -22,7 +23,7 @@ from ha_sync.capture.rows.journal import EVERYTHING, Identity, Journal, digest
 from ha_sync.config import SqliteSettings
 from ha_sync.core.dataset import DatasetState
 from ha_sync.core.position import Epoch, Position
-from ha_sync.database.connection import one, reading, run, writing
+from ha_sync.database.connection import Stamp, one, reading, run, stamp, writing
 from ha_sync.database.facts import read_facts
 from ha_sync.database.guards import remove_guards
 from ha_sync.database.holders import holders
@@ -39,7 +40,6 @@ from ha_sync.database.triggers import (
     last_logged,
     log_identity,
     oldest_kept,
-    our_triggers,
     remove_everything,
 )
 from ha_sync.errors import RepairNeeded
@@ -114,6 +114,7 @@ class Capture:
         self.unusable: tuple[str, ...] = ()  # tables that we cannot read, with the reason
         self._method = "rows"
         self.journal = Journal(state_path)
+        self._stamps: tuple[Stamp | None, Stamp | None] = (None, None)
         self.logged = 0
         self._facts: Facts | None = None
         self.attach_now = False
@@ -127,6 +128,16 @@ class Capture:
             if name.startswith((f"{base}.image-", f"{base}.copy", f"{base}.inventory")):
                 os.unlink(os.path.join(directory, name))
         self.journal.open()
+
+    def unchanged(self) -> bool:
+        """Whether the files were as they are now at the last two calls too: then nobody committed anything.
+
+        Two calls, because a write within the grain of the clock may leave the same time behind.
+        """
+        now = stamp(self._settings.path)
+        same = now is not None and self._stamps == (now, now)
+        self._stamps = (self._stamps[1], now)
+        return same and self.condition.state is DatasetState.STREAMING
 
     def close(self) -> None:
         """Saves the journal and lets go of the database."""
@@ -385,9 +396,10 @@ class Capture:
         """Builds in memory, and again in a file where that grows too large; on a live database or on a copy."""
         self._images += 1
         spill = f"{self._state_path}.image-{self._images}"
-        for path in (None, spill):
+        for place in (None, spill):
+            attempt = partial(self._attempt, spill=place, collect=collect, inventory=inventory)
             try:
-                return self._access.read(lambda db, path=path: self._attempt(db, path, collect, inventory))
+                return self._access.read(attempt)
             except _TooLarge:
                 continue
         return None

@@ -1,7 +1,7 @@
 """One subscriber's stream of batches from a rows source.
 
-At most ``IN_FLIGHT_MAX`` batches are built and not acknowledged: while one travels the next may be built, and under load
-the log is read in larger and larger batches instead of piling up in memory.
+At most ``IN_FLIGHT_MAX`` batches are built and not acknowledged: while one travels the next may be built, and under
+load the log is read in larger and larger batches instead of piling up in memory.
 """
 
 from __future__ import annotations

@@ -212,8 +212,11 @@ class RowsSource(Source):
         while True:
             hinted = await self._wake.wait(TICK_S)
             if not hinted:
-                await self.in_thread(self._wake.revive)
                 await self._save()
+                if self._wake.blind:
+                    await self.in_thread(self._wake.revive)
+                elif await self.in_thread(self._capture.unchanged) and self._condition.state is DatasetState.STREAMING:
+                    continue
             if self._session is not None:
                 self._session.nudge()
             if self._session is None or not self._session.streaming:
