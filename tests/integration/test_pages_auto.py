@@ -112,9 +112,13 @@ async def test_from_rows_to_pages_the_guards_vanish_with_the_file(tmp_path: Path
     pair = Pair(tmp_path, capture=CaptureMode.ROWS, node_local_rows=uuid_rows())
     astdb(pair.active, {"/pbx/UUID": "active", "a": "1"})
     astdb(pair.standby, {"/pbx/UUID": "standby"})
-    async with pair.opened() as (source, _, pipe):
+    async with pair.opened() as (_, _, pipe):
         await pipe.caught_up()
-        await source.detach()
+    settings = settings_of(pair.active, **pair.changes)
+    source = DatabaseSource(settings, state_dir=tmp_path / "state-a", report=pair.events)
+    await source.open(Epoch(2))
+    await source.detach()
+    await source.close()
     pair.changes["capture"] = CaptureMode.PAGES
     async with pair.opened() as (_, sink, pipe):
         await pipe.caught_up()

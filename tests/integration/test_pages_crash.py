@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ha_sync.apply.pages import PagesSink
-from ha_sync.apply.pages import sink as sink_module
+from ha_sync.apply.pages.judge import by_remedy
 from ha_sync.apply.pages.ledger import Ledger
 from ha_sync.apply.pages.publish import Draft, Place
 from ha_sync.capture.pages import PagesSource
@@ -201,5 +201,5 @@ async def test_wrong_content_is_never_published(tmp_path: Path) -> None:
 
 
 async def test_a_folder_without_permission_needs_an_operator(tmp_path: Path) -> None:
-    error = sink_module._by_remedy(PermissionError(13, "Permission denied"), "/x")
+    error = by_remedy(PermissionError(13, "Permission denied"), "/x")
     assert isinstance(error, OperatorNeeded)

@@ -351,3 +351,34 @@ async def test_a_large_copy_is_renewed_by_what_changed_and_leaves_nothing_beside
         assert len(os.listdir(pair.standby.parent)) == 2
         assert pair.same()
     assert os.listdir(pair.standby.parent) == ["astdb.sqlite3"]
+
+
+@pytest.mark.req("R22")
+async def test_a_standby_that_has_nearly_the_same_file_gets_only_the_difference(tmp_path: Path) -> None:
+    pair = Pair(tmp_path)
+    astdb(pair.active, {f"key{n}": "v" * 500 for n in range(1000)})
+    pair.standby.write_bytes(pair.active.read_bytes())
+    with contextlib.closing(sqlite3.connect(pair.active)) as db:
+        put(db, {"key7": "w" * 500})
+    async with pair.opened() as (source, sink), flowing(source, sink) as pipe:
+        await pipe.caught_up()
+        assert pipe.payload_bytes <= 4 * 4096
+        assert pair.same()
+
+
+@pytest.mark.req("R22")
+async def test_an_equal_file_with_more_in_its_log_is_not_taken_for_the_same(tmp_path: Path) -> None:
+    pair = Pair(tmp_path)
+    astdb(pair.active, {"a": "1"}, journal_mode="WAL")
+    pair.standby.write_bytes(pair.active.read_bytes())
+    program = (
+        "import sqlite3,os,sys; db=sqlite3.connect(sys.argv[1]); db.execute(\"INSERT INTO astdb VALUES('b','2')\");"
+        "db.commit(); os._exit(0)"
+    )
+    dead = await asyncio.create_subprocess_exec(sys.executable, "-c", program, str(pair.standby))
+    assert await dead.wait() == 0
+    assert pair.same()
+    async with pair.opened() as (source, sink), flowing(source, sink) as pipe:
+        await pipe.caught_up()
+        with contextlib.closing(sqlite3.connect(pair.standby)) as db:
+            assert db.execute("SELECT * FROM astdb").fetchall() == [("a", "1")]

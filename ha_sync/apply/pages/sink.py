@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import time
 from collections.abc import AsyncIterator, Callable
@@ -23,6 +22,7 @@ import apsw
 
 from ha_proto.sync.v1 import replication_pb2 as wire
 from ha_sync.apply.pages import keeping
+from ha_sync.apply.pages.judge import block_size_of, by_remedy, file_is, inode_of, is_content, only_change
 from ha_sync.apply.pages.ledger import Intent, Ledger, Published
 from ha_sync.apply.pages.publish import WRITE_BITS, Draft, Place, Spare, Witness
 from ha_sync.config import SqliteSettings
@@ -30,13 +30,12 @@ from ha_sync.core.dataset import DatasetReport, DatasetState, Finished, Report
 from ha_sync.core.frame import Body, Frame
 from ha_sync.core.position import NOWHERE, Answer, Epoch, Position
 from ha_sync.database.connection import open_standby
-from ha_sync.database.header import HEADER_BYTES, database_block_size, parse_header
 from ha_sync.database.holders import Holder, holders
 from ha_sync.database.locality import Locality
 from ha_sync.database.notice import CHANGES_AND_OPENS, LOST, OPENED, FolderNotice
 from ha_sync.database.soundness import damage_of_file
-from ha_sync.errors import Fenced, HaSyncError, OperatorNeeded, ProtocolFault, RepairNeeded, Retryable
-from ha_sync.files.blocks import MIB, Content, hash_file
+from ha_sync.errors import Fenced, HaSyncError, ProtocolFault, RepairNeeded
+from ha_sync.files.blocks import MIB, hash_file
 
 CHECK_ALWAYS_BYTES = MIB
 CHECK_EVERY_S = 60.0
@@ -68,6 +67,7 @@ class PagesSink:
         self._trusted = False  # the file at the path is what was published
         self._draft: Draft | None = None
         self._spare: Spare | None = None
+        self._described = b""  # hash of the file as the last inventory told it
         self._suspect = True  # somebody may have the file open
         self._tampered_told = False
         self._holders: tuple[Holder, ...] = ()
@@ -201,17 +201,31 @@ class PagesSink:
     # ---- in the thread: receiving ---------------------------------------------------------------------------------
 
     def _stage(self, frame: Frame) -> None:
-        change = _only_change(frame)
+        change = only_change(frame)
         if self._draft is None:
             if self._suspect:
                 # Whoever opened the file may still have the one that was published before: it must not change.
                 self._drop_spare()
-            spare, self._spare = self._spare, None
-            self._counts["renewed"] += spare is not None
-            self._draft = Draft(self._place, self._base_fd if self._base_fd >= 0 else None, change, spare=spare)
+            self._draft = self._new_draft(change)
         self._draft.take(change, memoryview(frame.payload))
         if change.more == frame.group_end:
             raise ProtocolFault("cannot take a change", reason="the group ends where its content does not")
+
+    def _new_draft(self, change: wire.TreeChange) -> Draft:
+        if self._trusted and self._base_fd >= 0:
+            spare, self._spare = self._spare, None
+            self._counts["renewed"] += spare is not None
+            return Draft(self._place, self._base_fd, change, spare=spare)
+        # The node's own file, or a copy that somebody changed: what the inventory described stands at the path.
+        self._drop_spare()
+        try:
+            fd = os.open(self._place.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return Draft(self._place, None, change)
+        try:
+            return Draft(self._place, fd, change)
+        finally:
+            os.close(fd)
 
     def _publish(self, position: Position) -> None:
         draft = self._draft
@@ -246,10 +260,15 @@ class PagesSink:
             moved = replace(self._ledger.published, position=position)
             self._remember(replace(self._ledger, published=moved, position=position))
             return
+        # First of all: the own file's journal or log may hold more than the file itself.
+        self._keep_own_rows()
         fd = os.open(self._place.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         status = os.fstat(fd)
-        found = hash_file(fd, block_size=_block_size_of(fd, self._ledger.published))
-        self._keep_own_rows()
+        found = hash_file(fd, block_size=block_size_of(fd, self._ledger.published))
+        if found.hash != self._described:
+            os.close(fd)
+            raise RepairNeeded("cannot take over a database", subject=self._place.path, reason="it changed meanwhile")
+        self._place.remove_companions()
         content = Published(
             position=position,
             size=found.size,
@@ -295,9 +314,10 @@ class PagesSink:
             return b""
         try:
             status = os.fstat(fd)
-            content = hash_file(fd, block_size=_block_size_of(fd, self._ledger.published))
+            content = hash_file(fd, block_size=block_size_of(fd, self._ledger.published))
         finally:
             os.close(fd)
+        self._described = content.hash
         if content.size == 0:
             return b""
         entry = wire.TreeChange(
@@ -327,7 +347,7 @@ class PagesSink:
         except OSError as error:
             self._tell("warning", "copy of a database is gone", reason=error.strerror or "")
             return
-        if _is(hash_file(fd, block_size=published.block_size), published):
+        if is_content(hash_file(fd, block_size=published.block_size), published):
             os.fchmod(fd, published.mode & 0o7777 & ~WRITE_BITS)
             self._hold(fd)
         else:
@@ -336,11 +356,11 @@ class PagesSink:
 
     def _finish_intent(self, intent: Intent) -> None:
         done = replace(self._ledger, published=intent.content, intent=None, position=intent.content.position)
-        if _inode(self._place.path) == intent.inode:
+        if inode_of(self._place.path) == intent.inode:
             self._remember(done)
             return
         temporary = self._place.in_folder(intent.name)
-        if _inode(temporary) == intent.inode and _file_is(temporary, intent.content):
+        if inode_of(temporary) == intent.inode and file_is(temporary, intent.content):
             # Companions of the old file may be gone already: only forward is safe.
             self._place.remove_companions()
             self._place.take_place(intent.name)
@@ -477,7 +497,7 @@ class PagesSink:
             return False
         self._counts["tampered"] += 1
         in_place = found is not None and self._witness is not None and found.st_ino == self._witness.inode
-        if in_place and _is(hash_file(self._base_fd, block_size=published.block_size), published):
+        if in_place and is_content(hash_file(self._base_fd, block_size=published.block_size), published):
             os.fchmod(self._base_fd, published.mode & 0o7777 & ~WRITE_BITS)
             self._witness = Witness.of(os.fstat(self._base_fd))
             self._tell("warning", "mode of a guarded database was changed: put back")
@@ -525,7 +545,7 @@ class PagesSink:
         except OSError as error:
             self._trouble = error.strerror or str(error)
             await self._work(self._drop_draft)
-            raise _by_remedy(error, self._place.path) from error
+            raise by_remedy(error, self._place.path) from error
         except HaSyncError as error:
             await self._work(self._drop_draft)
             if isinstance(error, RepairNeeded):
@@ -546,48 +566,3 @@ class PagesSink:
 
     def _tell(self, severity: str, what: str, **fields: object) -> None:
         self._report_event(severity, what, {"dataset": self._settings.name, "path": self._place.path, **fields})
-
-
-def _only_change(frame: Frame) -> wire.TreeChange:
-    try:
-        changes = wire.TreeChanges.FromString(frame.body).changes
-    except Exception as error:
-        raise ProtocolFault("cannot read a frame", reason=str(error)) from error
-    if len(changes) != 1:
-        raise ProtocolFault("cannot take a frame", reason=f"{len(changes)} changes for one database")
-    return changes[0]
-
-
-def _by_remedy(error: OSError, path: str) -> HaSyncError:
-    reason = error.strerror or str(error)
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return Retryable("cannot write a database", subject=path, reason=reason, hint="make room; it goes on by itself")
-    if error.errno in {errno.ENOENT, errno.ENOTDIR}:
-        return Retryable("cannot write a database", subject=path, reason=reason, hint="create its directory")
-    return OperatorNeeded("cannot write a database", subject=path, reason=reason, hint="see permissions and mounts")
-
-
-def _block_size_of(fd: int, published: Published | None) -> int:
-    if published is not None:
-        return published.block_size
-    header = parse_header(os.pread(fd, HEADER_BYTES, 0))
-    return database_block_size(os.fstat(fd).st_size, 4096 if header is None else header.page_size)
-
-
-def _is(found: Content, published: Published) -> bool:
-    return found.hash == published.whole and found.size == published.size
-
-
-def _file_is(path: str, content: Published) -> bool:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        return _is(hash_file(fd, block_size=content.block_size), content)
-    finally:
-        os.close(fd)
-
-
-def _inode(path: str) -> int:
-    try:
-        return os.lstat(path).st_ino
-    except OSError:
-        return -1
