@@ -20,7 +20,16 @@ from benchmarks.harness.run import BenchFailure, Run, drain, lag_ms, main, meter
 from ha_sync.sample.astdb import UUID_KEY
 from ha_sync.sample.ledger import Line, read_ledger, row_digest
 from ha_sync.sample.pair import LocalPair, Place
-from ha_sync.sample.settings import ASTDB, SampleSettings, start_command
+from ha_sync.sample.settings import (
+    ASTDB,
+    CSV_DIR,
+    ETC_DIR,
+    MONITOR_DIR,
+    OUTGOING_DIR,
+    VOICEMAIL_DIR,
+    SampleSettings,
+    start_command,
+)
 from ha_sync.sample.synctoml import sync_toml
 from ha_sync.sample.tables import key_text
 
@@ -90,7 +99,8 @@ def measure(run: Run) -> None:
 
 def warm(pair: LocalPair, ledger: str) -> None:
     """A short run before the engines: the databases exist and nobody has them open when the triggers come."""
-    os.makedirs(os.path.join(pair.a.place.root, "outgoing"), exist_ok=True)
+    for name in (ETC_DIR, CSV_DIR, VOICEMAIL_DIR, MONITOR_DIR, OUTGOING_DIR):
+        os.makedirs(os.path.join(pair.a.place.root, name), exist_ok=True)
     process = begin_sample(pair.a.place.root, ledger, start=0)
     time.sleep(2.0)
     end_sample(process)

@@ -27,7 +27,7 @@ def toml(place: Place) -> str:
         place,
         *(
             {
-                "name": f"on{suffix}",
+                "name": f"on{suffix}".replace("_", "-"),
                 "kind": "sqlite",
                 "path": f"on{suffix}.db",
                 "priority": "cdr",

@@ -60,7 +60,7 @@ def sync_once(run: Run, source: str, size: trees.TreeSize) -> tuple[float, float
         since = time.monotonic()
         pair.b.serve("standby", 1)
         pair.until_streaming(timeout_s=600)
-        took = drain(pair.a) - since
+        took = drain(pair.a, timeout_s=600) - since
         found = trees.count_files(os.path.join(pair.b.place.root, "tree"))
         if found != size.files:
             raise BenchFailure(f"the standby has {found} of {size.files} files")

@@ -74,7 +74,7 @@ def million(run: Run, count: int) -> None:
         pair.a.stop()
         pair.a.serve("active", 1)
         pair.until_streaming(timeout_s=600)
-        drain(pair.a)
+        drain(pair.a, timeout_s=600)
         again = run.note_peak(pair.a, "active")
     run.figures["rss_mib_million"] = median([max(*first, again)], "MiB")
     run.figures["rss_mib_million_active"] = median([first[0]], "MiB")

@@ -62,7 +62,7 @@ def measure(run: Run) -> None:
         pair.pair_up()
         pair.b.serve("standby", 1)
         pair.until_streaming(timeout_s=600)
-        drain(pair.a)
+        drain(pair.a, timeout_s=600)
         run.say("in sync; resets")
         for name, key in (("tree", "seconds"), ("small", "seconds_small")):
             run.figures[key] = median([reset_once(pair, relays[0], name, number) for number in range(rounds)], "s")
@@ -114,7 +114,7 @@ def restart(run: Run, pair: LocalPair, source: str, rounds: int) -> None:
             pair.a.serve("active", 1)
             ready.append(time.monotonic() - since)
             seen = appears(pair, os.path.join("tree", f"canary-restart-{number}"), made=True)
-            ours.append(max(seen, drain(pair.a)) - since)
+            ours.append(max(seen, drain(pair.a, "tree")) - since)
             trees.rsync_seconds(address, copy)
             theirs.append(trees.rsync_seconds(address, copy))
     run.figures["restart_scan_s"] = median(ours, "s", peer=theirs)

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -19,9 +20,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from benchmarks.harness import result
 from benchmarks.harness.processes import CpuMeter, peak_mib
 from benchmarks.harness.result import Figure, Result
-from ha_sync.sample.pair import LocalNode, LocalPair, Place
+from ha_proto.sync.v1 import control_pb2 as pb
+from ha_sync.sample.pair import LocalNode, LocalPair, PairFailure, Place
 
-DRAIN_S = 600.0
+DRAIN_S = 120.0
+BUSY_LOAD = 0.25
+"""Runnable processes per core before the run, above which its figures say little."""
 
 
 class BenchFailure(Exception):
@@ -57,7 +61,11 @@ class Run:
         """Two nodes that are not started yet; ended at the end, their peak memory kept."""
         self._pairs += 1
         with LocalPair(self.place(f"pair-{self._pairs}"), toml_for) as pair:
-            yield pair
+            try:
+                yield pair
+            except PairFailure as failure:
+                failure.add_note("\n".join((*states(pair.a), *states(pair.b))))
+                raise
             self.note_peak(pair.a, "active")
             self.note_peak(pair.b, "standby")
 
@@ -89,6 +97,8 @@ def main(name: str, measure: Callable[[Run], None], arguments: Sequence[str] | N
     parser.add_argument("--quick", action="store_true", help="less data, under 60 seconds")
     parser.add_argument("--json", metavar="FILE", help="where the result goes as JSON; - for standard output")
     given = parser.parse_args(arguments)
+    # A run that is told to end must still end its engines and remove its files.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     directory = tempfile.mkdtemp(prefix="ha-sync-bench-")
     try:
         run = Run(name, directory, quick=given.quick)
@@ -104,6 +114,8 @@ def main(name: str, measure: Callable[[Run], None], arguments: Sequence[str] | N
 
 def show(made: Result, destination: str | None) -> None:
     """The table for people; the JSON where it was asked for."""
+    if float(str(made.machine["load_before"])) > BUSY_LOAD * int(str(made.machine["cores"])):
+        print("The machine was busy before the run: these figures are not for quoting.", file=sys.stderr)
     print(made.table(), file=sys.stderr if destination == "-" else sys.stdout)
     if destination is None:
         return
@@ -113,6 +125,15 @@ def show(made: Result, destination: str | None) -> None:
         return
     with open(destination, "w", encoding="utf-8") as file:
         file.write(text)
+
+
+def states(node: LocalNode) -> Iterator[str]:
+    """How a node's datasets are, for an error's text."""
+    if node.process is None or node.process.poll() is not None:
+        yield f"{node.place.name} does not run"
+        return
+    for item in node.status().datasets:
+        yield f"{node.place.name} {item.name}: {item.state} {item.reason} backlog {item.backlog} {dict(item.counts)}"
 
 
 def toml_of(place: Place, *datasets: Mapping[str, object]) -> str:
@@ -131,12 +152,14 @@ def toml_of(place: Place, *datasets: Mapping[str, object]) -> str:
     return "\n".join(lines)
 
 
-def drain(node: LocalNode, *, timeout_s: float = DRAIN_S) -> float:
-    """Waits until all that the Active has is durable on the Standby; returns when that was (monotonic)."""
-    missing = node.wait_replicated(timeout_s=timeout_s)
+def drain(node: LocalNode, *datasets: str, timeout_s: float = DRAIN_S) -> float:
+    """Waits until all that the Active has (of these datasets) is durable on the Standby; returns when that was."""
+    request = pb.WaitReplicatedRequest(timeout_s=timeout_s, datasets=datasets)
+    missing = node.control().WaitReplicated(request, timeout=timeout_s + 10).waiting_for
     ended = time.monotonic()
     if missing:
-        raise BenchFailure(f"not replicated after {timeout_s:g} s: {'; '.join(missing)}\n{node.log_tail()}")
+        told = "\n".join((*missing, *states(node), node.log_tail()))
+        raise BenchFailure(f"not replicated after {timeout_s:g} s\n{told}")
     return ended
 
 

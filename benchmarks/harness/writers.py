@@ -21,6 +21,7 @@ from ha_sync.sample.audio import PIECE_BYTES, PIECE_S, NoisePool
 from ha_sync.sample.recordings import SoundFile
 
 CDR_COLUMNS = 14
+TEXTS = 997
 TAG_BYTES = 16
 """The first bytes of a recording's sound name it, so that a copy can be recognized under any name."""
 
@@ -49,14 +50,19 @@ class Rows:
         self._connection.execute("CREATE INDEX IF NOT EXISTS event_c0 ON event (c0)")
         marks = ", ".join("?" * CDR_COLUMNS)
         self._insert = f"INSERT INTO event ({names}) VALUES ({marks})"
-        self._dice = random.Random(7)
+        dice = self._dice = random.Random(7)
+        self._number = 0
+        self._texts = [
+            [f"SIP/{dice.randrange(10**6):06}-{dice.getrandbits(32):08x}" for _ in range(CDR_COLUMNS - 4)]
+            for _ in range(TEXTS)
+        ]
 
     def _row(self) -> tuple[object, ...]:
         dice = self._dice
-        moment = f"{dice.randrange(24):02}:{dice.randrange(60):02}:{dice.random() * 60:06.3f}"
-        stamp = f"2026-11-{dice.randrange(1, 29):02} {moment}"
-        texts = [f"SIP/{dice.randrange(10**6):06}-{dice.getrandbits(32):08x}" for _ in range(CDR_COLUMNS - 4)]
-        return (stamp, dice.randrange(3600), dice.random(), None, *texts)
+        self._number += 1
+        stamp = f"2026-11-{self._number % 28 + 1:02} {dice.random() * 86_400:012.6f}"
+        texts = self._texts[self._number % len(self._texts)]
+        return (stamp, self._number % 3600, dice.random(), None, *texts)
 
     def paced(self, order: Order) -> list[tuple[int, float]]:
         """One-row commits at a rate: (key, time after the commit)."""
