@@ -375,8 +375,9 @@ class Node:
         report = end.report()
         if endpoint.subscriber is not None:
             connected = endpoint.subscriber.connected
-            if not connected and report.state in {DatasetState.STREAMING, DatasetState.SYNCING, DatasetState.STARTING}:
-                report = replace(report, state=DatasetState.WAITING, reason=endpoint.subscriber.reason)
+            if not connected and report.state not in {DatasetState.HALTED, DatasetState.FAILED}:
+                reason = endpoint.subscriber.reason or report.reason
+                report = replace(report, state=DatasetState.WAITING, reason=reason)
         else:
             connected = endpoint.publishing is not None
             if not connected and report.state in {DatasetState.STREAMING, DatasetState.SYNCING}:
