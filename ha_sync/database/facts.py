@@ -24,9 +24,10 @@ def read_facts(db: apsw.Connection, locality: Locality) -> Facts:
 
 def read_sequences(db: apsw.Connection, locality: Locality) -> dict[str, int]:
     """The replicated rows of ``sqlite_sequence``."""
-    if not number(db, "SELECT count(*) FROM main.sqlite_schema WHERE name = 'sqlite_sequence'"):
+    try:
+        rows = db.execute("SELECT name, seq FROM main.sqlite_sequence").fetchall()
+    except apsw.SQLError:  # there is none before the first AUTOINCREMENT; asking the schema first costs more
         return {}
-    rows = db.execute("SELECT name, seq FROM main.sqlite_sequence ORDER BY name")
     return {
         str(name): seq
         for name, seq in rows

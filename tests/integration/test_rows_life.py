@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import apsw
@@ -19,7 +20,7 @@ from ha_sync.config import NodeLocalRows
 from ha_sync.core.dataset import DatasetState
 from ha_sync.core.frame import Body, Frame
 from ha_sync.core.position import NOWHERE, Answer, Epoch
-from ha_sync.errors import Fenced, ProtocolFault, RepairNeeded, WrongState
+from ha_sync.errors import Fenced, ProtocolFault, RepairNeeded, Retryable, WrongState
 from tests.support.rows_pipe import ACTIVE_AT, EPOCH, RowsPair, content, rows_pair, write
 
 SIMPLE = "PRAGMA journal_mode=wal; CREATE TABLE t(id INTEGER PRIMARY KEY, v)"
@@ -561,3 +562,62 @@ async def test_a_large_batch_of_a_rollback_database_is_read_from_a_lock_free_cop
         )
         await equal(pair)
         assert dict(pair.source.report().counts)["lock_free_copies"] >= 1
+
+
+PATIENT_WRITER = """
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=float(sys.argv[2]))
+for i in range(int(sys.argv[3])):
+    db.execute("INSERT INTO t(v) VALUES(?)", (i,))
+"""
+
+
+@pytest.mark.req("R25")
+@pytest.mark.parametrize("journal", ["wal", "delete", "truncate", "persist"])
+async def test_a_writer_with_a_short_patience_never_meets_an_error(tmp_path: Path, journal: str) -> None:
+    write(tmp_path / "active.db", f"PRAGMA journal_mode={journal}; CREATE TABLE t(id INTEGER PRIMARY KEY, v)")
+    async with rows_pair(tmp_path, writer_busy_timeout_ms=1000, live_triggers=True) as pair:
+        await equal(pair)
+        assert await run(sys.executable, "-c", PATIENT_WRITER, str(pair.active), "1.0", "400") == 0
+        await equal(pair)
+        assert len(content(pair.standby)["rows"]["t"]) == 400
+        assert pair.failures == []
+
+
+async def run(*command: str) -> int:
+    return await (await asyncio.create_subprocess_exec(*command)).wait()
+
+
+@pytest.mark.req("R22")
+@pytest.mark.root
+async def test_a_full_disk_on_the_standby_loses_nothing_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    if await run("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)):
+        pytest.skip("this system does not let us mount a file system")
+    try:
+        write(tmp_path / "active.db", SIMPLE, "INSERT INTO t(v) VALUES('before')")
+        pair = RowsPair(tmp_path)
+        pair.standby = disk / "standby.db"
+        pair.sink_settings = replace(pair.sink_settings, path=str(pair.standby))
+        pair.make()
+        await pair.open()
+        await pair.connect()
+        try:
+            await equal(pair)
+            (disk / "ballast").write_bytes(bytes(os.statvfs(disk).f_bavail * 4096 - 40_000))
+            write(pair.active, "INSERT INTO t(v) VALUES(randomblob(200000))")
+            await eventually(lambda: bool(pair.failures))
+            assert isinstance(pair.failures[0], Retryable)
+            assert "no space left" in pair.sink.report().reason
+            assert pair.sink.report().state is DatasetState.DEGRADED
+            (disk / "ballast").unlink()
+            await equal(pair)
+            assert pair.sink.report().state is DatasetState.STREAMING
+            assert set(pair.answers[1:]) == {Answer.RESUME}
+        finally:
+            await pair.close()
+    finally:
+        assert await run("umount", str(disk)) == 0

@@ -57,16 +57,19 @@ class Applier:
         self._version = number(db, "PRAGMA main.schema_version")
         self.position = _stored_position(db)
 
+    def unchanged(self) -> bool:
+        """Whether the files were as they are now at the last two calls too, so that nobody wrote."""
+        now = stamp(self._path)
+        same = self._stamps == (now, now)
+        self._stamps = (self._stamps[1], now)
+        return same
+
     def check(self) -> str:
         """Says what somebody did to the database behind our back, or nothing; puts the guards back."""
         if self._db is None:
             if os.path.lexists(self._path):
                 self.open(self._active_at)
             return ""
-        now = stamp(self._path)
-        if self._stamps == (now, now):
-            return ""  # seen twice like this: nobody wrote
-        self._stamps = (self._stamps[1], now)
         if self._identity() != self._file:
             self.close()
             self.position = NOWHERE

@@ -251,7 +251,12 @@ class RowsSink(Sink):
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            await self._check()
+            # Two stats, here in the loop: handing them to the thread would cost more than they do.
+            if not self._applier.unchanged() or self._condition[0] not in {
+                DatasetState.STREAMING,
+                DatasetState.WAITING,
+            }:
+                await self._check()
 
     async def _check(self) -> None:
         try:

@@ -106,6 +106,7 @@ class Capture:
         self._images = 0
         self._schema: Schema | None = None
         self._file: tuple[int, int] | None = None
+        self._logging = False  # the log stands in the database, as of the schema that we know
         self._blocked = ""  # who keeps us from installing triggers
         self._untracked: frozenset[str] = frozenset()
         self._digests: dict[str, bytes] = {}
@@ -251,7 +252,7 @@ class Capture:
         try:
             with reading(db):
                 self._require_schema(db)
-                logged = last_logged(db) if has_log(db) else 0
+                logged = last_logged(db) if self._logging else 0
                 facts = read_facts(db, self._locality)
                 changed = self._changed_untracked(db)
         finally:
@@ -334,9 +335,10 @@ class Capture:
         complete = captured_tables(db, schema, entries_max=self._settings.log_entries_max)
         if guards_present(db):
             complete = frozenset()
+        self._logging = has_log(db)
         device, inode = self._file or (0, 0)
         identity = Identity(device=device, inode=inode, log=log_identity(db).hex())
-        return schema, complete, identity, last_logged(db) if has_log(db) else 0
+        return schema, complete, identity, last_logged(db) if self._logging else 0
 
     def _usable(self, schema: Schema) -> frozenset[str]:
         return frozenset(name for name in schema.tables if not self._locality.is_local_table(name))
@@ -433,7 +435,7 @@ class Capture:
                 inventory.detach(db)
 
     def _collect_changes(self, c: Collector, after: int, sent: Facts | None) -> Collected | None:
-        logging = has_log(c.db)
+        logging = self._logging
         logged = last_logged(c.db) if logging else 0
         logged_after = max(0, after - self.journal.extra)
         whole = self.journal.whole_after(after)
@@ -465,7 +467,7 @@ class Capture:
         return position, head, facts
 
     def _collect_differences(self, c: Collector, inventory: Inventory) -> Collected | None:
-        logged = last_logged(c.db) if has_log(c.db) else 0
+        logged = last_logged(c.db) if self._logging else 0
         facts = read_facts(c.db, self._locality)
         collect_differences(c, inventory)
         objects = c.schema.objects if not inventory.same_objects(c.schema) else None

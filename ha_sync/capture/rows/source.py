@@ -215,8 +215,8 @@ class RowsSource(Source):
                 await self._save()
                 if self._wake.blind:
                     await self.in_thread(self._wake.revive)
-                elif await self.in_thread(self._capture.unchanged) and self._condition.state is DatasetState.STREAMING:
-                    continue
+                elif self._capture.unchanged() and self._condition.state is DatasetState.STREAMING:
+                    continue  # two stats, here in the loop: handing them to the thread would cost more than they do
             if self._session is not None:
                 self._session.nudge()
             if self._session is None or not self._session.streaming:
