@@ -272,6 +272,15 @@ class Journal:
         self.bulk = self._catalogue.dirty_count()
         self.release()
 
+    def forget_dirty(self) -> None:
+        """A scan of everything follows: what is dirty is found anew. What is in flight is looked at again."""
+        with self._catalogue.transaction(durable=False):
+            self._catalogue.clear_dirty()
+            self._catalogue.mark_dirty((path, self.next_sequence()) for path in self._flying)
+        self.live.clear()
+        self.held.clear()
+        self.bulk = self._catalogue.dirty_count()
+
     # ---- compare
 
     def begin_sync(self) -> None:

@@ -113,7 +113,9 @@ class Reader:
     directories: set[bytes]  # known to stand on the Standby
     may_copy: Callable[[bytes], bool]
     falls: Callable[[bytes], None]  # told of every directory or file that is deleted
+    leaves: Callable[[bytes], None]  # told of a directory that goes along although nobody named it
     resend: set[bytes]
+    sequence: Sequence = NO_SEQUENCE  # the group's
     whole: bool = False
     copy_from_size: int = COPY_SOURCE_MIN  # smaller content is sent rather than looked for
     met: Met = field(default_factory=Met)
@@ -231,7 +233,8 @@ class Group:
             if entry.type == TYPE_DIRECTORY:
                 self._reader.directories.add(parent)
                 return
-        yield from self._object(Item(path=parent), self._root.lstat(parent))
+        self._reader.leaves(parent)
+        yield from self._object(Item(path=parent, mark=self._reader.sequence), self._root.lstat(parent))
 
     def _directory(self, item: Item, entry: Entry | None) -> None:
         fd = self._root.directory(item.path)

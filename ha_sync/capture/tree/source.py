@@ -256,17 +256,18 @@ class TreeSource:
         """Marks what is due and rouses the session."""
         if not (due.ready or due.units or due.grow or due.look):
             return
-        marking = self.run(lambda: self._mark(due))
-        work = asyncio.ensure_future(marking)
+        worker = self.worker
+        work = asyncio.ensure_future(self.run(lambda: self._mark(worker, due)))
         if self._session is not None:
             # Its work queues up behind the marking, so no time is lost by waiting here first.
             await asyncio.sleep(0)
             self._session.rouse()
-        self._tell(await work)
+        self._tell(await asyncio.shield(work))
 
-    def _mark(self, due: Due) -> Told:
-        self.worker.mark(due)
-        return self.worker.take_told()
+    @staticmethod
+    def _mark(worker: TreeWorker, due: Due) -> Told:
+        worker.mark(due)
+        return worker.take_told()
 
     def _tell(self, told: Told) -> None:
         now = time.monotonic()

@@ -155,11 +155,7 @@ class TreeWorker:
         elif reason := self.guard.enter():
             self.halt(reason)
         self._accept_deletes = accept_deletes
-        with self.catalogue.transaction(durable=False):
-            self.catalogue.clear_dirty()
-        self.journal.live.clear()
-        self.journal.held.clear()
-        self.journal.ground()
+        self.journal.forget_dirty()
         return True
 
     def take_told(self) -> Told:
@@ -372,10 +368,9 @@ class TreeWorker:
         self.journal.resend.update(paths)
 
     def end(self) -> None:
-        """The session is over."""
+        """The session is over; what the Standby has of what is in flight is known when it comes back."""
         self._drop_current()
         self._comparison = None
-        self.journal.ground()
 
     def _drop_current(self) -> None:
         if self._current is not None:
@@ -490,6 +485,7 @@ class TreeWorker:
         reader = Reader(
             root=self._rooted(), catalogue=self.catalogue, growing=self.growing, directories=self._directories,
             may_copy=self._may_copy, falls=journal.building_falls.add, resend=journal.resend, met=self.met,
+            leaves=lambda path: journal.leave(((path, sequence),)), sequence=sequence,
             copy_from_size=copy_from_size, whole=any(item.mark <= self._whole_until for item in items),
         )  # fmt: skip
         items.sort(key=_order)
@@ -597,8 +593,9 @@ class TreeWorker:
             if held is not None:
                 yield held
             held = frame
-        journal.flew(sequence, [])
         if held is not None:
+            # Where nothing was appended the position moves by a frame without changes.
+            journal.flew(sequence, [])
             yield held
 
     def _grown(self, paths: list[bytes], builder: FrameBuilder) -> Iterator[None]:
