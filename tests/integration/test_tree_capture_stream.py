@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from ha_proto.sync.v1 import replication_pb2 as pb
+from ha_sync.capture.tree import reading
 from ha_sync.core.dataset import DatasetState, Priority
 from ha_sync.core.position import Answer
 from ha_sync.files import watch
@@ -110,6 +111,15 @@ async def test_only_the_blocks_that_differ_go(root, catalogue):
         await pair.caught_up()
         pair.assert_equal()
         assert pair.model.payload_bytes == BLOCK
+
+
+async def test_a_block_larger_than_a_frame_goes_in_pieces(root, catalogue, monkeypatch):
+    # Files of more than two gigabytes have such blocks.
+    monkeypatch.setattr(reading, "block_size_for", lambda size: 1024 * 1024)
+    (root / "huge").write_bytes(os.urandom(3 * 1024 * 1024 + 700_001))
+    async with Pair(settings_of(root), catalogue) as pair:
+        await pair.caught_up()
+        pair.assert_equal()
 
 
 async def test_a_renamed_file_and_a_touched_file_send_no_content(root, catalogue):

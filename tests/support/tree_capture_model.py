@@ -110,9 +110,11 @@ class Model:
             draft.extend(bytes(max(0, change.size - len(draft))))
             del draft[change.size :]
             at = 0
-            for number in change.blocks:
+            for place, number in enumerate(change.blocks):
                 start = number * change.block_size
-                length = min(change.block_size, change.size - start)
+                end = min(start + change.block_size, change.size)
+                start += change.offset if place == 0 else 0
+                length = min(end - start, len(payload) - at)
                 draft[start : start + length] = payload[at : at + length]
                 at += length
             assert at == len(payload), (path, at, len(payload))

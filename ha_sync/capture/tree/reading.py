@@ -14,8 +14,10 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+
+import xxhash
 
 from ha_proto.sync.v1 import replication_pb2 as pb
 from ha_sync.capture.tree.frames import FrameBuilder
@@ -439,6 +441,9 @@ class _Piece:
             if wanted == zero_hash(length):
                 self._zeros.append(number)
                 continue
+            if length > FRAME_TARGET_BYTES:
+                final[place] = yield from self._cut(fd, number, length)
+                continue
             if self._builder.used and self._builder.used + length > FRAME_TARGET_BYTES:
                 if self._blocks or self._zeros:
                     self._close(more=True)
@@ -456,11 +461,30 @@ class _Piece:
         self.content = whole_hash(self.hashes, size)
         self._close(more=False)
 
-    def _close(self, *, more: bool) -> None:
+    def _cut(self, fd: int, number: int, length: int) -> Generator[None, None, bytes]:
+        """A block that is larger than a frame: its bytes in several pieces; answers its hash."""
+        if self._blocks or self._zeros:
+            self._close(more=True)
+        hasher = xxhash.xxh3_128()
+        for offset in range(0, length, FRAME_TARGET_BYTES):
+            if not self._builder.empty:
+                yield
+            part = min(FRAME_TARGET_BYTES, length - offset)
+            view = self._builder.place(part)
+            got = os.preadv(fd, [view], number * self._step + offset)
+            if got < part:
+                view[got:] = bytes(part - got)
+            self._builder.keep(part)
+            self._kept, self._blocks = part, [number]
+            hasher.update(view)
+            self._close(more=True, offset=offset)
+        return hasher.digest()
+
+    def _close(self, *, more: bool, offset: int = 0) -> None:
         self._add(
             self._item, self._status, self._xattrs, PUT, type=TYPE_FILE, size=self._status.st_size,
             hash=self.content, block_size=self._step, blocks=self._blocks, zero_blocks=self._zeros,
-            payload_bytes=self._kept, more=more,
+            payload_bytes=self._kept, offset=offset, more=more,
         )  # fmt: skip
         self._blocks, self._zeros, self._kept = [], [], 0
 

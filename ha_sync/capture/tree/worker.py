@@ -113,6 +113,7 @@ class TreeWorker:
 
     def enter_root(self) -> bool:
         """Opens the root if it is there; a guard may halt."""
+        self.leave_root()
         try:
             self.root = Root(self._settings.path)
         except OSError:
