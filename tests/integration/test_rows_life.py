@@ -326,6 +326,8 @@ async def test_promotion_and_demotion_swap_guards_and_triggers(tmp_path: Path) -
         await pair.source.close()
         finished = await pair.sink.promote()
         assert [f.what for f in finished] == ["guards removed"]
+        await pair.sink.resume(accept_deletes=False)  # looks at once, as the slow tick does
+        assert [name for _, name in raw_schema(pair.standby) if name.startswith("_ha_guard")] == []
         await pair.sink.close()
         write(pair.standby, "INSERT INTO t(v) VALUES('on the new active')")
         # Roles are swapped: the former Standby's file is the source, the former Active's the sink.
@@ -386,7 +388,7 @@ async def test_no_trigger_is_created_while_another_process_has_the_database_open
             assert pair.failures == []
 
 
-def raw_schema(path: Path) -> list[tuple[str, str]]:
+def raw_schema(path: Path) -> list[tuple[str, ...]]:
     with opened(path) as db:
         return db.execute("SELECT type, name FROM sqlite_master").fetchall()
 

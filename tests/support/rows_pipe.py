@@ -157,6 +157,8 @@ class RowsPair:
     async def crash(self) -> None:
         """Both ends lose what they had in memory (a kill, as far as files can tell, in this process)."""
         await self.disconnect()
+        # A killed process saves nothing: only what was made durable before may be found again.
+        self.source._capture.journal.save = lambda: None  # type: ignore[method-assign]
         await self.source.close()
         await self.sink.close()
         self.make()

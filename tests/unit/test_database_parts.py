@@ -72,7 +72,7 @@ def test_the_key_of_every_kind_of_table() -> None:
     }
 
 
-VALUES = (  # fmt: skip
+VALUES = (
     "1",
     "'1'",
     "x'31'",

@@ -41,12 +41,14 @@ class Applier:
         self._db: apsw.Connection | None = None
         self._file: tuple[int, int] | None = None
         self._version = -1  # of the schema as we left it
+        self._released = False  # promoted or detached: the guards must not come back
         self._stamps: tuple[Stamp | None, Stamp | None] = (None, None)
         self.position = NOWHERE
 
     def open(self, active_at: str) -> None:
         """Reads the position and installs the guards, where there is a database. Raises ``apsw.Error``, ``OSError``."""
         self._active_at = active_at
+        self._released = False
         self.position = NOWHERE
         if not os.path.lexists(self._path):
             return
@@ -66,6 +68,8 @@ class Applier:
 
     def check(self) -> str:
         """Says what somebody did to the database behind our back, or nothing; puts the guards back."""
+        if self._released:
+            return ""
         if self._db is None:
             if os.path.lexists(self._path):
                 self.open(self._active_at)
@@ -78,6 +82,7 @@ class Applier:
         if version == self._version:
             return ""
         with writing(self._db):
+            run(self._db, f"DROP TABLE IF EXISTS main.{POSITION}")  # compared even if we die before that
             install_guards(self._db, read_schema(self._db), self._locality, active_at=self._active_at)
         self._version = number(self._db, "PRAGMA main.schema_version")
         return "the schema or the guards were changed"
@@ -125,6 +130,7 @@ class Applier:
 
     def promote(self) -> tuple[str, ...]:
         """Removes the guards and the Standby's position; afterwards the database is nobody's but the program's."""
+        self._released = True
         if self._db is None and not os.path.lexists(self._path):
             return ()
         db = self._connect(create=False)
@@ -136,6 +142,7 @@ class Applier:
 
     def detach(self) -> tuple[str, ...]:
         """Removes every trace of ours."""
+        self._released = True
         if self._db is None and not os.path.lexists(self._path):
             return ()
         db = self._connect(create=False)
