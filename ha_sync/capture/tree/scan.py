@@ -205,9 +205,8 @@ class _Merge:
             self._changed.append(path_of(key))
             return
         self._row = next(self._rows, None)
-        if (row[8] != status.st_ctime_ns or row[7] != status.st_ino or row[6] != status.st_size) and (
-            row[1] != TYPE_DIRECTORY or not same_directory(row, status)
-        ):
+        if row[8] != status.st_ctime_ns or row[7] != status.st_ino or not _same_size(row, status):
+            # Of a directory too: its attributes and ACL may have changed. The reader sends what differs, often nothing.
             self._changed.append(path_of(key))
         elif self._flies(path := path_of(key)):
             self._changed.append(path)
@@ -236,11 +235,6 @@ class _Merge:
         return found
 
 
-def same_directory(row: Signature, status: os.stat_result) -> bool:
-    """Whether a directory is as the catalogue says. Its times and size change with its content and do not count."""
-    return (
-        stat.S_ISDIR(status.st_mode)
-        and row[2] == stat.S_IMODE(status.st_mode)
-        and row[3] == status.st_uid
-        and row[4] == status.st_gid
-    )
+def _same_size(row: Signature, status: os.stat_result) -> bool:
+    """Whether the size is as the catalogue says; a directory's says nothing."""
+    return row[1] == TYPE_DIRECTORY or row[6] == status.st_size
