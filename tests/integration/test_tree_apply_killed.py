@@ -1,4 +1,4 @@
-"""The applier is killed at every numbered step: afterwards every group is there whole or not at all, and nothing is left."""
+"""The applier is killed at every numbered step: every group is then there whole or not at all, and nothing is left."""
 
 from __future__ import annotations
 

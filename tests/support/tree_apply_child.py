@@ -2,8 +2,8 @@
 
     python -m tests.support.tree_apply_child BASE SEED GROUPS POINT...
 
-Each point gets BASE/<point>/ with a root and a catalogue, and a process of its own. A point that was not reached leaves a file
-``finished``.
+Each point gets BASE/<point>/ with a root and a catalogue, and a process of its own. A point that was not reached leaves
+a file ``finished``.
 """
 
 from __future__ import annotations

@@ -282,6 +282,8 @@ class Guard:
                     await self._wake.wait()
             except TimeoutError:
                 self._everything = True
+                if self._wanted:
+                    self._need(self.wanted)  # asked long ago and not answered
             self._wake.clear()
             await asyncio.sleep(LOOK_DELAY_S)
             try:
