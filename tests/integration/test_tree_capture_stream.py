@@ -423,3 +423,20 @@ async def test_a_database_inside_a_tree_is_named_once_with_the_remedy(root, cata
         await pair.caught_up()
         assert len([e for e in pair.events if "SQLite" in e[1]]) == 1
         pair.assert_equal()
+
+
+async def test_a_directory_that_became_a_symlink_is_not_reached_through_it(root, catalogue):
+    (root / "d").mkdir()
+    for number in range(5):
+        (root / "d" / f"f{number}").write_text("x")
+    async with Pair(settings_of(root, mass_delete_percent=100), catalogue) as pair:
+        await pair.caught_up()
+        seen = len(pair.model.groups)
+        shutil.rmtree(root / "d")
+        os.symlink("elsewhere", root / "d")
+        await pair.caught_up()
+        pair.assert_equal()
+        for group in pair.model.groups[seen:]:
+            paths = [change.path for change in group]
+            at = paths.index(b"d") if b"d" in paths else len(paths)
+            assert not [path for path in paths[at:] if path.startswith(b"d/")]

@@ -134,6 +134,7 @@ class Group:
         self._met = reader.met
         self._put: set[bytes] = set()
         self._entries: dict[bytes, Entry] = {}
+        self._replaced: set[bytes] = set()  # objects that another type of object takes the place of
         self.outcomes: list[Outcome] = []
 
     def steps(self, items: list[Item]) -> Iterator[None]:
@@ -207,10 +208,19 @@ class Group:
             or item.path in self._reader.growing
             or item.path in self._reader.resend
         )
+        # What stood below a directory that something else has replaced went with it.
+        known = known and not self._went_along(item.path)
         if known:
             self._delete(item.path)
         below = entry is not None and entry.type == TYPE_DIRECTORY
         self.outcomes.append(Outcome(path=item.path, mark=item.mark, row=None, sent=known, below=below))
+
+    def _went_along(self, path: bytes) -> bool:
+        while self._replaced and path:
+            path = path.rpartition(b"/")[0]
+            if path in self._replaced:
+                return True
+        return False
 
     def _is_back(self, path: bytes) -> bool:
         parent, name = split(path)
@@ -244,6 +254,7 @@ class Group:
         if entry is not None and entry.type != kind:
             if TYPE_DIRECTORY in {entry.type, kind}:
                 self._delete(item.path)
+                self._replaced.add(item.path)
                 self.outcomes.append(Outcome(path=item.path, mark=NO_SEQUENCE, row=None, sent=True, below=True))
             entry = None
         if kind == TYPE_FILE:
