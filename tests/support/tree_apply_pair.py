@@ -116,7 +116,8 @@ class TreePair:
 
     async def caught_up(self) -> None:
         """Everything written before the call is on the Standby."""
-        wanted = await self.source.settled()
+        async with asyncio.timeout(20):
+            wanted = await self.source.settled()
         await self.until(lambda: self._has(wanted))
 
     def _has(self, wanted: object) -> bool:
