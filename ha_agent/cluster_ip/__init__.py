@@ -1,0 +1,1 @@
+"""The one address that phones and administrators use: lease, probe, announcement."""

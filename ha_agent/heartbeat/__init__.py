@@ -1,0 +1,1 @@
+"""Beats: who is heard, on which path, how long ago."""
