@@ -1,0 +1,55 @@
+"""``ha.toml``: parsed once into frozen facts, all faults reported together. docs/ha-toml.md lists every key."""
+
+from ha_agent.settings.parse import load, load_node, settings_of
+from ha_agent.settings.relations import (
+    Judgement,
+    OwnAddress,
+    against_interface,
+    differences,
+    shared_digest,
+    shared_facts,
+)
+from ha_agent.settings.values import (
+    Address,
+    AfterSwitch,
+    Command,
+    FaultSwitches,
+    Mode,
+    NetworkMode,
+    NodeSettings,
+    OnStandby,
+    PairSettings,
+    PathSettings,
+    ProbeKind,
+    ProbeSettings,
+    ServiceSettings,
+    Settings,
+    When,
+)
+
+__all__ = [
+    "Address",
+    "AfterSwitch",
+    "Command",
+    "FaultSwitches",
+    "Judgement",
+    "Mode",
+    "NetworkMode",
+    "NodeSettings",
+    "OnStandby",
+    "OwnAddress",
+    "PairSettings",
+    "PathSettings",
+    "ProbeKind",
+    "ProbeSettings",
+    "ServiceSettings",
+    "Settings",
+    "When",
+    "against_interface",
+    "differences",
+    "load",
+    "load_node",
+    "settings_of",
+    "shared_digest",
+    "shared_facts",
+]

@@ -1,0 +1,197 @@
+"""What ``ha.toml`` says, as frozen facts. Durations in seconds, sizes in MiB, addresses parsed.
+
+Invariants, held by ``parse``: ``PairSettings.lease_s + 1 <= heartbeat_timeout_s``; the cluster IP is neither a path's
+address nor the peer's; names of paths, services and probes are unique within their kind.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+from dataclasses import dataclass, field
+
+from ha_agent.arbiter.values import Mac, Policy, Station
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+Command = tuple[str, ...]
+"""A program and its arguments; the program by absolute path, no shell in between."""
+
+HEARTBEAT_PORT = 9527
+LAN_PATH = "lan"
+SOCKET_NAME = "agent.sock"
+LEASE_MARGIN_S = 2.0
+LEASE_MIN_S = 1.0
+
+
+class Mode(enum.Enum):
+    """Where the two nodes stand (R1.2)."""
+
+    LOCAL = "local"  # one room, one cluster IP
+    REMOTE = "remote"  # disaster recovery site
+
+
+class NetworkMode(enum.Enum):
+    """How the node is wired (R1.15, R19)."""
+
+    SWITCH = "switch"
+    ROUTE = "route"
+
+
+class AfterSwitch(enum.Enum):
+    """What the old Active restarts before it comes back as Standby (R16)."""
+
+    SERVICES = "services"
+    REBOOT = "reboot"
+
+
+class OnStandby(enum.Enum):
+    """What a service does on the Standby (DESIGN 9a)."""
+
+    STOPPED = "stopped"
+    RUNNING = "running"  # must be warm and touches no replicated database; never stopped by a switch
+
+
+class ProbeKind(enum.Enum):
+    """What a configured probe looks at."""
+
+    PROCESS = "process"
+    AMI = "ami"
+    SIP = "sip"
+    COMMAND = "command"
+    LINK = "link"
+    STORAGE = "storage"
+
+
+class When(enum.Enum):
+    """In which role a probe looks."""
+
+    ACTIVE = "active"  # only while the services of this node are meant to run
+    ALWAYS = "always"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSettings:
+    """``[node]``: this machine, also needed where HA is off."""
+
+    name: str = ""
+    model: str = ""  # must be equal on both nodes
+    firmware: str = ""
+    state_dir: str = "/var/lib/ha-sync"
+    run_dir: str = "/run/ha-sync"
+    proc_dir: str = "/proc"
+    sys_net_dir: str = "/sys/class/net"
+    dahdi_dir: str = "/proc/dahdi"
+
+    @property
+    def socket_path(self) -> str:
+        """The agent's own socket."""
+        return f"{self.run_dir}/{SOCKET_NAME}"
+
+    @property
+    def condition_file(self) -> str:
+        """Exists while the services may run; units carry ``ConditionPathExists`` of it."""
+        return f"{self.run_dir}/active"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathSettings:
+    """One way on which beats travel."""
+
+    name: str
+    local: Address | None  # None: the kernel chooses
+    peer: Address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaultSwitches:
+    """Which faults may move the role (R1.9, R1.10); what may not is still an alarm."""
+
+    software: bool = False
+    hardware: bool = False
+    fxo_ports: frozenset[int] = frozenset()  # DAHDI channel numbers; count only where ``hardware`` is on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairSettings:
+    """``[ha]`` and ``[[path]]`` of a node that is part of a pair."""
+
+    mode: Mode
+    station: Station
+    cluster_ip: ipaddress.IPv4Interface | None  # None only in remote mode
+    cluster_ip6: ipaddress.IPv6Interface | None
+    peer_ip: Address
+    peer_mac: Mac
+    interface: str
+    gateway: Address | None
+    heartbeat_port: int
+    heartbeat_timeout_s: float
+    ipv6: bool
+    network_mode: NetworkMode
+    switches: FaultSwitches
+    policy: Policy
+    after_switch: AfterSwitch
+    drain_deadline_s: float  # planned switch: from the first stop hook until both positions are equal
+    maintenance_max_s: float
+    observe_only: bool
+    paths: tuple[PathSettings, ...]  # at least one
+
+    @property
+    def lease_s(self) -> float:
+        """Lifetime of the cluster IP in the kernel (DESIGN 8): T - 2, at least 1."""
+        return max(LEASE_MIN_S, self.heartbeat_timeout_s - LEASE_MARGIN_S)
+
+    @property
+    def cluster_addresses(self) -> tuple[Address, ...]:
+        """What only the Active holds."""
+        return tuple(shared.ip for shared in (self.cluster_ip, self.cluster_ip6) if shared is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceSettings:
+    """One ``[[service]]``."""
+
+    name: str
+    start: Command
+    stop: Command
+    probe: Command = ()  # exits with 0 when the service works; none: started is ready
+    start_deadline_s: float = 30.0  # the start command and then, together with it, the first good probe
+    stop_deadline_s: float = 15.0
+    probe_deadline_s: float = 2.0  # one look
+    order: int = 0
+    standby: OnStandby = OnStandby.STOPPED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeSettings:
+    """One ``[[probe]]``. Fields of other kinds than its own are empty."""
+
+    name: str
+    kind: ProbeKind
+    fall: int  # so many bad looks in a row are a fault
+    rise: int  # so many good looks in a row end it
+    interval_s: float
+    deadline_s: float  # of one look; past it the look is bad
+    when: When
+    switch: bool = True  # False: never more than an alarm, whatever the switches say
+    pid_file: str = ""
+    process: str = ""
+    address: tuple[str, int] = ("", 0)
+    username: str = ""
+    secret_file: str = ""
+    command: Command = ()
+    interface: str = ""
+    paths: tuple[str, ...] = ()
+    min_free_mib: int = 0
+    mounted: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The whole file."""
+
+    node: NodeSettings = field(default_factory=NodeSettings)
+    pair: PairSettings | None = None  # None: HA is off, the agent idles
+    services: tuple[ServiceSettings, ...] = ()  # in the order of starting
+    probes: tuple[ProbeSettings, ...] = ()
+    warnings: tuple[str, ...] = ()  # sentences for a person; nothing is refused for them
