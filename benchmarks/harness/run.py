@@ -170,7 +170,7 @@ def meters(pair: LocalPair) -> tuple[CpuMeter, CpuMeter]:
     return CpuMeter(pair.a.process.pid), CpuMeter(pair.b.process.pid)
 
 
-def lag_ms(node: LocalNode, name: str) -> tuple[float, float]:
-    """p50 and p99 as the Active itself says them."""
+def lag_ms(node: LocalNode, name: str) -> tuple[float, float] | None:
+    """p50 and p99 as the Active itself says them; None where it has measured nothing."""
     lag = node.dataset(name).lag
-    return lag.p50_ms, lag.p99_ms
+    return (lag.p50_ms, lag.p99_ms) if lag.samples else None
