@@ -1,0 +1,42 @@
+"""Is the engine there? It holds a call to the agent open; whoever serves that call says when it comes and goes."""
+
+from __future__ import annotations
+
+import asyncio
+
+from ha_agent.health.look import GOOD, Look, Reason, bad
+
+
+class EngineProbe:
+    """Told by the driver, looked at by the monitor."""
+
+    def __init__(self) -> None:
+        self._attached = False
+        self._changed = asyncio.Event()
+
+    def attached(self) -> None:
+        """The engine's call has begun."""
+        self._set(attached=True)
+
+    def detached(self) -> None:
+        """The call has ended, or the engine said nothing for its deadline."""
+        self._set(attached=False)
+
+    async def look(self) -> tuple[Look, ...]:
+        """One look."""
+        self._changed.clear()
+        return (GOOD if self._attached else bad(Reason.DETACHED, "the engine holds no call"),)
+
+    async def roused(self) -> None:
+        """It came or went."""
+        await self._changed.wait()
+
+    def restart(self) -> None:
+        """Nothing is remembered."""
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+    def _set(self, *, attached: bool) -> None:
+        self._attached = attached
+        self._changed.set()
