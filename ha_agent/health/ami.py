@@ -6,8 +6,9 @@ the ``ActionID`` of its action; events may stand in between. Before a login ever
 ``Response: Error`` and "Permission denied": also an answer, so a ping without a login proves that the manager lives.
 With a name and a secret the answer must be ``Success``.
 
-The connection is kept, because a login is a line in the PBX's log each time; any bad look closes it. The secret is
-read from its file at each login and never kept.
+The connection is kept, because a login is a line in the PBX's log each time; any bad look closes it. One that the
+server ended between two looks (it does so after 30 s without a login, and at a reload) is dialled again within the
+look. The secret is read from its file at each login and never kept.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class AmiProbe(Plain):
         """One ping; the first one connects and logs in."""
         healthy = False
         try:
-            found = await self._ping()
+            found = await self._ping_again() if self._streams is not None else await self._ping()
             healthy = found.good
         except _Odd as odd:
             found = bad(Reason.GARBAGE, str(odd))
@@ -71,6 +72,13 @@ class AmiProbe(Plain):
     async def close(self) -> None:
         """Ends the connection."""
         self._drop()
+
+    async def _ping_again(self) -> Look:
+        try:
+            return await self._ping()
+        except (OSError, EOFError):
+            self._drop()
+            return await self._ping()
 
     async def _ping(self) -> Look:
         if self._streams is None:

@@ -3,8 +3,8 @@
 Facts, from the driver's source (dahdi-linux, github.com/asterisk/dahdi-linux):
 - drivers/dahdi/dahdi-base.c, ``dahdi_seq_show``: one file a span; its first line is ``Span N: NAME "DESCRIPTION"`` with
   the span's alarms at the end, then counters ("\\tIRQ misses: N"), an empty line, and one line a channel:
-  ``\\t%4d NAME SIGNALLING (In use) ALARMS (EC: ...)``. A channel without any signalling it could take (an empty slot, or
-  a module that did not come up when the driver started it) is *Reserved*.
+  ``\\t%4d NAME SIGNALLING (In use) ALARMS (EC: ...)``. A channel without any signalling it could take (an empty slot,
+  or a module that did not come up when the driver started it) is *Reserved*.
 - ``fill_alarm_string`` writes BLUE, YELLOW, RED, LOOP, RECOVERING, NOTOPEN. ``sigstr``: a port that is signalled FXS
   (FXSKS, FXSLS, FXSGS) is an FXO port, and the other way round. Names: XPP_FXO/..., WCFXO/..., .../FXO/....
 - wctdm.c, wctdm24xxp/base.c, wcaxx-base.c, xpp/card_fxo.c: an analog channel gets RED when it sees no battery, that is
@@ -13,10 +13,10 @@ Facts, from the driver's source (dahdi-linux, github.com/asterisk/dahdi-linux):
 - BLUE, YELLOW, LOOP, RECOVERING and NOTOPEN belong to digital spans (loss of signal at the far end, tests, a span that
   nobody opened); no analog driver sets the first four.
 
-A fault of the hardware is therefore: a port that was there and is not listed any more (driver unloaded, card or USB unit
-gone, span removed), a port that has become *Reserved*, or one with BLUE or NOTOPEN, which xpp gives to a unit that it has
-lost. Never: RED, RECOVERING, YELLOW, LOOP. Ports are known by their channel number; selected ones that were never there
-are bad from the start, and by the never-good rule cause no switch.
+A fault of the hardware is therefore: a port that was there and is not listed any more (driver unloaded, card or USB
+unit gone, span removed), a port that has become *Reserved*, or one with BLUE or NOTOPEN, which xpp gives to a unit that
+it has lost. Never: RED, RECOVERING, YELLOW, LOOP. Ports are known by their channel number; selected ones that were
+never there are bad from the start, and by the never-good rule cause no switch.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Each probe has a task of its own: look, judge, wait for the interval or until the probe is roused. A look past its
 deadline is a bad one (*silent*); so is one that raised (*unreadable*): a probe never ends, nor does it end others.
 Between a rise and a fall the interval holds, so a fault shows after (fall - 1) intervals and the length of the looks.
-While the services are stopped or being started (``expect(running=False)``), probes of ``When.ACTIVE`` do not look and what
-they knew is forgotten. ``on_change`` is called in the loop whenever the vector differs; it must not block.
+While the services are stopped or being started (``expect(running=False)``), probes of ``When.ACTIVE`` do not look and
+what they knew is forgotten. ``on_change`` is called in the loop whenever the vector differs; it must not block.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Monitor:
                 return await watch.probe.look()
         except TimeoutError:
             failed = bad(Reason.SILENT, f"no answer within {watch.deadline_s:g} s")
-        except Exception as error:  # noqa: BLE001 - whatever a probe stumbles over: it must not end the others
+        except Exception as error:
             logger.exception("a probe failed", extra={"probe": watch.name})
             failed = bad(Reason.UNREADABLE, f"{type(error).__name__}: {error}")
         # Which subject was the slow one is not known: what the others say is as old as their last look.

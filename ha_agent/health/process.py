@@ -6,9 +6,9 @@ as ``safe_asterisk`` or systemd, started it; said once, then the new one is the 
 (``CoreDumping: 1`` in /proc/<pid>/status, Linux 4.15: while a large core is written, the process looks alive),
 *stopped* (state T). A process that dumped its core and is gone is said to be gone: only its parent learns more.
 
-Found by a pid file, by the kernel's name of it (``comm``), or by both, which guards against a stale pid file. Of several
-of one name the oldest counts: it started the others. The tree of /proc is a setting; pidfds are used with the real
-one only. Blocking: a few small reads of a file system in memory.
+Found by a pid file, by the kernel's name of it (``comm``), or by both, which guards against a stale pid file. Of
+several of one name the oldest counts: it started the others. The tree of /proc is a setting; pidfds are used with the
+real one only. Blocking: a few small reads of a file system in memory.
 """
 
 from __future__ import annotations

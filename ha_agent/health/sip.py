@@ -1,9 +1,9 @@
 """Does the PBX answer SIP? One ``OPTIONS`` over UDP, and any final answer that is certainly to it.
 
 RFC 3261: a response repeats the top Via with its branch (8.2.6.2, 17.1.3), the Call-ID and the CSeq of the request; the
-branch begins with the magic cookie z9hG4bK (8.1.1.7). Every status from 200 on proves that the stack lives, a 404 or 401
-as well as a 200 (11.2: OPTIONS of an unknown user is answered like an INVITE). 100-199 are waited over. What answers
-something else, or nothing that is SIP, is *garbage*; datagrams that answer an earlier look are not counted at all.
+branch begins with the magic cookie z9hG4bK (8.1.1.7). Every status from 200 on proves that the stack lives, a 404 or
+401 as well as a 200 (11.2: OPTIONS of an unknown user is answered like an INVITE). 100-199 are waited over. What
+answers something else, or nothing that is SIP, is *garbage*; datagrams that answer an earlier look are not counted at all.
 
 UDP may be lost: within one look the request is sent again after 0.5 s, 1 s, 2 s ... (timer E, T1 = 500 ms).
 """
@@ -63,7 +63,7 @@ class SipProbe(Plain):
         loop = asyncio.get_running_loop()
         family = socket.AF_INET6 if ipaddress.ip_address(self._address[0]).version == 6 else socket.AF_INET
         with socket.socket(family, socket.SOCK_DGRAM) as udp:
-            udp.setblocking(False)  # noqa: FBT003 - the socket module's own signature
+            udp.setblocking(False)
             try:
                 udp.connect(self._address)
                 self._serial += 1

@@ -3,8 +3,8 @@
 ``statvfs`` tells space and inodes for ordinary users (``f_bavail``, ``f_favail``: what root keeps back does not help a
 PBX of its own user) and the read-only flag; /proc/self/mountinfo tells the mount point, the options of the mount and
 of the file system under it (field 6 and the last, proc_pid_mountinfo(5)): a file system that the kernel made read-only
-after an error shows ``ro`` there. A dead network mount hangs: looks run on threads, one that is not back at the deadline
-makes its folder *silent* (the others keep their own verdict), and no second one is begun while it hangs.
+after an error shows ``ro`` there. A dead network mount hangs: looks run on threads, one that is not back at the
+deadline makes its folder *silent* (the others keep their own verdict), and no second one is begun while it hangs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From settings to probes. The agent's own two are always there: ``engine`` and ``fxo`` (where DAHDI has ports).
 
-The link of the cluster IP is not among them: the arbiter is told of it directly (``read_link`` and netlink), whatever the
-switches say. A service's ``probe`` command is watched too, under ``service:<name>``.
+The link of the cluster IP is not among them: the arbiter is told of it directly (``read_link`` and netlink), whatever
+the switches say. A service's ``probe`` command is watched too, under ``service:<name>``.
 """
 
 from __future__ import annotations
@@ -143,5 +143,5 @@ def _probe(probe: ProbeSettings, node: NodeSettings, tools: Tools) -> Probe:
             )
 
 
-def _always(answer: bool) -> Callable[[str], bool]:  # noqa: FBT001 - one switch, handed on
+def _always(answer: bool) -> Callable[[str], bool]:
     return lambda _subject: answer
