@@ -22,6 +22,7 @@ from ha_agent.arbiter.values import Beat, Mac
 from ha_agent.heartbeat.beat import (
     NO_BOOT,
     Boot,
+    Echo,
     Envelope,
     Message,
     NotUnderstood,
@@ -120,6 +121,12 @@ def seal(pair: Pair, envelope: Envelope, beat: Beat, told: Told) -> bytes:
     return datagram
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Newest:
+    sequence: Sequence
+    at: float
+
+
 class Gate:
     """Lets in the peer's beats, counts the rest. One for all paths of a node and one boot of its agent."""
 
@@ -129,7 +136,7 @@ class Gate:
         self._own_boot = own_boot
         self._quiet_s = quiet_s
         self._boot = NO_BOOT
-        self._newest: dict[PathId, Sequence] = {}  # of self._boot; at most PATHS_MAX
+        self._newest: dict[PathId, _Newest] = {}  # of self._boot; at most PATHS_MAX
         self._echoed = 0  # the newest of my sequences that the peer proved to have heard
         self._rejected_at: dict[Rejection, float] = {}
         self.admitted = 0
@@ -146,11 +153,22 @@ class Gate:
         if isinstance(message, Message):
             fault = self._doubt(message, path)
             if fault is None:
-                self._remember(message.envelope)
+                self._remember(message.envelope, now)
                 self.admitted += 1
                 return Heard(at=now, envelope=message.envelope, beat=message.beat, told=message.told)
             return self._reject(fault, source=source, now=now, mac=message.mac)
         return self._reject(message, source=source, now=now, mac=None)
+
+    def echoes(self, now: float) -> tuple[Echo, ...]:
+        """What my next beat says of the peer's boot ``peer_boot``.
+
+        Made of all that was admitted, not only of what was life: two nodes that start together have nothing to
+        echo yet, and each waits for the other's echo.
+        """
+        return tuple(
+            Echo(path=path, sequence=newest.sequence, age_s=max(0.0, now - newest.at))
+            for path, newest in sorted(self._newest.items())
+        )
 
     def standing(self, now: float) -> frozenset[Rejection]:
         """The kinds that came within ``QUIET_S``: their alarms stand, the others may be cleared."""
@@ -186,15 +204,14 @@ class Gate:
             return None
         if envelope.boot < self._boot:
             return None if self._echo_of(envelope) > self._echoed else Rejection.OLD_BOOT
-        if envelope.sequence <= self._newest.get(envelope.path, 0):
-            return Rejection.OLD_SEQUENCE
-        return None
+        newest = self._newest.get(envelope.path)
+        return Rejection.OLD_SEQUENCE if newest is not None and envelope.sequence <= newest.sequence else None
 
-    def _remember(self, envelope: Envelope) -> None:
+    def _remember(self, envelope: Envelope, now: float) -> None:
         if envelope.boot != self._boot:
             self._boot = envelope.boot
             self._newest.clear()
-        self._newest[envelope.path] = envelope.sequence
+        self._newest[envelope.path] = _Newest(sequence=envelope.sequence, at=now)
         self._echoed = max(self._echoed, self._echo_of(envelope))
 
     def _echo_of(self, envelope: Envelope) -> int:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from ha_agent.heartbeat.beat import Boot, NotUnderstood, PathId
+from ha_agent.heartbeat.beat import Boot, Echo, Envelope, NotUnderstood, PathId, Sequence
 from ha_agent.heartbeat.seal import Gate, Heard, HeartbeatKey, Rejected, Rejection, key_of, mac_of, seal
 from tests.support.beats import BEAT, CABLE, LAN, PAIR_A, PAIR_B, Told, envelope
 
@@ -107,6 +107,22 @@ def test_a_beat_carries_what_was_told(gate: Gate) -> None:
     assert answer.beat == BEAT
     assert answer.told.firmware == "2.7?" + "x" * 20
     assert (answer.told.lease_left_s, answer.told.faults) == (4.25, 5)
+
+
+def test_two_nodes_that_start_together_come_to_echo_each_other() -> None:
+    """Nobody has anything to echo at first: what is heard is echoed, whether or not it echoes me."""
+    gates = {9: Gate(PAIR_A, own_boot=Boot(9)), 3: Gate(PAIR_B, own_boot=OWN)}
+    for sequence in (1, 2, 3):
+        for sender, receiver, pair in ((9, 3, PAIR_A), (3, 9, PAIR_B)):
+            said_now = Envelope(
+                boot=Boot(sender),
+                sequence=Sequence(sequence),
+                path=LAN,
+                echo_boot=gates[sender].peer_boot,
+                echoes=gates[sender].echoes(sequence + 0.5),
+            )
+            assert admit(gates[receiver], seal(pair, said_now, BEAT, Told()), now=float(sequence)) is None
+    assert (said_now.echo_boot, said_now.echoes) == (9, (Echo(path=LAN, sequence=Sequence(3), age_s=0.5),))
 
 
 @pytest.mark.parametrize("content", [b"", bytes(31), bytes(33)])
