@@ -3,7 +3,7 @@
 RFC 3261: a response repeats the top Via with its branch (8.2.6.2, 17.1.3), the Call-ID and the CSeq of the request; the
 branch begins with the magic cookie z9hG4bK (8.1.1.7). Every status from 200 on proves that the stack lives, a 404 or
 401 as well as a 200 (11.2: OPTIONS of an unknown user is answered like an INVITE). 100-199 are waited over. What
-answers something else, or nothing that is SIP, is *garbage*; datagrams that answer an earlier look are not counted at all.
+answers something else, or nothing that is SIP, is *garbage*; what answers an earlier look goes to a closed port.
 
 UDP may be lost: within one look the request is sent again after 0.5 s, 1 s, 2 s ... (timer E, T1 = 500 ms).
 """
