@@ -89,6 +89,7 @@ def _beat(s: State, e: ev.BeatHeard, out: Actions) -> None:
     beat = e.beat
     s.peer = beat
     s.heard_at = s.now
+    s.echoed_at = max(s.echoed_at, e.echoed_at)
     if beat.identity != s.peer_identity:
         s.peer_identity = beat.identity
         s.contradictions = policy.contradictions(s.settings.identity, beat.identity)
@@ -132,6 +133,8 @@ def _link(s: State, e: ev.LinkChanged, out: Actions) -> None:
         s.link_since = s.now
         s.gateway_first = NEVER
         s.neighbour_at = NEVER
+    if s.link_up and not e.up:
+        s.link_lost_at = s.now
     s.link_up = e.up
 
 

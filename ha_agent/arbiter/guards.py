@@ -205,6 +205,11 @@ def settings_fit(s: State, e: Any) -> bool:
 # -- election ---------------------------------------------
 
 
+def not_given_away(s: State, e: Any) -> bool:
+    """The peer does not stand for the very epoch that I consented to: then it is on its way."""
+    return s.peer is not None and (s.peer.candidate == NO_EPOCH or s.peer.candidate != s.consent)
+
+
 def both_informed(s: State, e: Any) -> bool:
     """Both nodes know what they have; a ready Standby does not wait for an Active that restarted."""
     if s.peer is None or not policy.informed(s):
@@ -400,6 +405,11 @@ def forcibly_fit(s: State, e: Any) -> bool:
 def peer_link_up(s: State, e: Any) -> bool:
     """The peer's interface of the cluster IP has carrier."""
     return s.peer is not None and s.peer.link_up
+
+
+def peer_link_outlived_mine(s: State, e: Any) -> bool:
+    """The peer spoke after my link went down: not the switch that took both."""
+    return s.echoed_at >= s.link_lost_at
 
 
 def peer_ready(s: State, e: Any) -> bool:

@@ -46,9 +46,13 @@ def wins(mine: Beat, theirs: Beat) -> bool:
         return mine.candidate_forced
     if mine.able != theirs.able:
         return mine.able
-    if mine.eager != theirs.eager and mine.data == theirs.data:
+    if mine.data == theirs.data and (_takes_from_restarted(mine, theirs) or _takes_from_restarted(theirs, mine)):
         return mine.eager
     return _rank(mine) > _rank(theirs)
+
+
+def _takes_from_restarted(one: Beat, other: Beat) -> bool:
+    return one.eager and other.phase is Phase.STARTING
 
 
 def _rank(beat: Beat) -> tuple[int, ...]:

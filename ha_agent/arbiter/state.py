@@ -157,7 +157,8 @@ class State:
     announced_at: float = NEVER
 
     link_up: bool = False
-    link_since: float = NEVER
+    link_since: float = NEVER  # up since then
+    link_lost_at: float = NEVER
     gateway_at: float = NEVER  # newest question that was answered
     gateway_first: float = NEVER  # first answer since the link came up
     neighbour_at: float = NEVER
@@ -170,6 +171,7 @@ class State:
 
     peer: Beat | None = None
     heard_at: float = NEVER
+    echoed_at: float = NEVER  # when I sent the newest of my beats that the peer is known to have heard
     contradictions: tuple[Reason, ...] = ()
     peer_identity: Identity | None = None
 

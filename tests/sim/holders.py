@@ -1,0 +1,75 @@
+"""S1: who holds the cluster IP, and for how long two of them did.
+
+Two holders are a violation at once, but for two excuses. *Paused*: a whole machine stood still, its clocks too, and
+goes on. *Parted*: no beat could pass between the nodes, and the Active rested on its carrier alone (single, or no
+usable gateway) or the other one had never seen a gateway: at least two faults that no design tells apart. Even then
+they may be two only until they have heard each other for ``TOGETHER_S``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ha_agent.arbiter import policy
+
+if TYPE_CHECKING:
+    from tests.sim.node import Node
+    from tests.sim.world import World
+
+TOGETHER_S = 0.3
+PARTED_RECENTLY_S = 1.0
+
+
+class Holders:
+    """Watches every change of an address."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.since: float | None = None  # when two began to hold
+        self.excuse = ""
+        self.together_s = 0.0  # of that: how long they could hear each other
+        self.looked_at = 0.0
+        self.parted_at = -1e9
+        self.forgiven = False  # an administrator accepted two holders
+        self.excused: list[str] = []
+
+    def look(self) -> None:
+        """Called all the time: are the nodes parted, do two hold."""
+        world = self.world
+        network = world.network
+        parted = not (network.connected(0) and network.connected(1))
+        if parted:
+            self.parted_at = world.now
+        if self.since is not None:
+            if not parted and not any(node.frozen for node in world.nodes):
+                self.together_s += world.now - self.looked_at
+            self.looked_at = world.now
+            beat_s = world.nodes[0].settings.beat_s
+            if self.together_s > TOGETHER_S + beat_s and not self.forgiven:
+                world.fail(f"S1: two holders for {self.together_s:.3f} s that hear each other ({self.excuse})")
+
+    def changed(self, newest: Node) -> None:
+        """An address came or went, or a machine that has it goes on."""
+        world = self.world
+        if not all(node.holding and node.machine_up and not node.paused for node in world.nodes):
+            self.since = None
+            return
+        if self.since is not None:
+            return
+        self.since = self.looked_at = world.now
+        self.together_s = 0.0
+        self.excuse = "forgiven" if self.forgiven else self._excuse(newest)
+        if not self.excuse:
+            world.fail(f"S1: two holders: {world.picture()}")
+        self.excused.append(self.excuse)
+
+    def _excuse(self, newest: Node) -> str:
+        world = self.world
+        if any(world.now - node.resumed_at <= TOGETHER_S for node in world.nodes):
+            return "paused"
+        older = newest.peer.agent
+        newer = newest.agent
+        if older is None or newer is None or world.now - self.parted_at > PARTED_RECENTLY_S:
+            return ""
+        alone = older.stored.single or not policy.gateway_usable(older) or not policy.gateway_usable(newer)
+        return "parted" if alone else ""

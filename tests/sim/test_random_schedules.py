@@ -1,0 +1,38 @@
+"""Random schedules: S1-S7 at every step, L1 after healing. The seed is printed first; one seed makes one run.
+
+``HA_SYNC_ROUNDS`` sets how many (default 1,000), ``HA_SYNC_SEED`` the first. ``scripts/simulate`` plays campaigns.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.sim.schedule import kind_of, play
+
+ROUNDS = int(os.environ.get("HA_SYNC_ROUNDS", "1000"))
+FIRST = int(os.environ.get("HA_SYNC_SEED", "20261"))
+PARTS = 10
+
+FOUND_BY_CAMPAIGNS: tuple[int, ...] = ()
+"""Seeds whose schedules once broke an invariant."""
+
+
+@pytest.mark.req("R10", "R11", "R12", "R13")
+@pytest.mark.parametrize("part", range(PARTS))
+def test_no_schedule_breaks_an_invariant(part: int) -> None:
+    for seed in range(FIRST + part, FIRST + ROUNDS, PARTS):
+        print(f"seed {seed} ({kind_of(seed)})")
+        play(seed)
+
+
+@pytest.mark.req("R13")
+@pytest.mark.parametrize("seed", FOUND_BY_CAMPAIGNS)
+def test_what_a_campaign_once_found(seed: int) -> None:
+    play(seed)
+
+
+@pytest.mark.req("R13")
+def test_one_seed_makes_one_run() -> None:
+    assert play(17).log == play(17).log
