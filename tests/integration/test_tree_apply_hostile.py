@@ -241,3 +241,19 @@ async def test_a_read_only_disk_is_a_reason_and_recovers(small_disk: str, tmp_pa
     await node.group(put(b"a", b"2"))
     assert tree_of(root)["a"] == ("file", 0o644, b"2")
     await node.sink.close()
+
+
+@pytest.mark.req("R22")
+async def test_a_symlink_where_the_active_has_a_directory_gives_way_without_a_delete(tmp_path: Path) -> None:
+    # After a crash the Active sends everything it cannot be sure of, and does not know what stands here.
+    (tmp_path / "elsewhere").mkdir()
+    node = await standby(tree_settings(str(tmp_path / "root")), str(tmp_path / "catalogue.db"))
+    try:
+        await node.group(link(b"d", bytes(tmp_path / "elsewhere")))
+        await node.group(directory(b"d"), directory(b"d/sub"), put(b"d/sub/file", b"x" * 10), link(b"d/link", b"x"))
+        assert not node.failures
+        assert (tmp_path / "root/d/sub/file").read_bytes() == b"x" * 10
+        assert not (tmp_path / "root/d").is_symlink()
+        assert os.listdir(tmp_path / "elsewhere") == []
+    finally:
+        await node.sink.close()

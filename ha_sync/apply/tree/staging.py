@@ -23,12 +23,15 @@ from ha_sync.apply.tree.steps import TYPES, Kind, Step, metadata_of
 from ha_sync.apply.tree.syncing import SYNCFS_FROM, syncfs
 from ha_sync.catalogue.tree import Entry, TreeCatalogue, Witness
 from ha_sync.core.position import Position
-from ha_sync.errors import ProtocolFault, RepairNeeded
+from ha_sync.errors import ProtocolFault, Refused, RepairNeeded
 from ha_sync.files.blocks import block_hash, whole_hash
 from ha_sync.files.confine import Root
 from ha_sync.files.metadata import NotApplied, apply_to_descriptor, apply_to_symlink, object_type
 
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NOT_THERE = (OSError, Refused)
+"""A symlink in the way is as good as nothing there: the publisher takes it away before it puts a directory."""
+
 BATCH_STEPS_MAX = 4096
 BATCH_BYTES_MAX = 128 * 1024 * 1024
 """Groups share a commit up to these bounds."""
@@ -368,7 +371,7 @@ class Stager:
     def _fill(self, draft: Draft, place: bytes, known: Entry | None) -> bool:
         try:
             base = self._root.open(place, os.O_RDONLY | os.O_NONBLOCK)
-        except OSError:
+        except _NOT_THERE:
             return False
         try:
             return stat.S_ISREG(os.fstat(base).st_mode) and draft.fill_from(base, known)
@@ -437,7 +440,7 @@ class Stager:
             return 0
         try:
             status = self._root.lstat(self._scope.place(path))
-        except OSError:
+        except _NOT_THERE:
             return 0
         return status.st_ino if stat.S_ISDIR(status.st_mode) else 0
 
@@ -456,7 +459,7 @@ class Stager:
             return staged.inode
         try:
             return self._root.lstat(self._scope.place(path)).st_ino
-        except OSError:
+        except _NOT_THERE:
             return 0
 
     def _meta(self, change: pb.TreeChange) -> None:
@@ -477,7 +480,7 @@ class Stager:
             return 0, 0
         try:
             status = self._root.lstat(self._scope.place(path))
-        except OSError:
+        except _NOT_THERE:
             return 0, 0
         return status.st_ino, object_type(status.st_mode)
 
