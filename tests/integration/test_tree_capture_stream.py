@@ -182,6 +182,67 @@ async def test_the_barrier_covers_what_was_appended_to_an_open_recording(root, c
                 assert len(pair.model.partials[b"call.wav"]) == file.tell()
 
 
+@pytest.mark.req("R21", "R22")
+async def test_the_barrier_waits_for_the_acknowledgement_of_what_was_appended(root, catalogue):
+    async with Pair(settings_of(root, growing=True), catalogue) as pair:
+        await pair.caught_up()
+        pair.acknowledging = False
+        with open(root / "call.wav", "wb", buffering=0) as file:
+            file.write(os.urandom(40_000))
+            await pair.until(lambda: len(pair.model.partials.get(b"call.wav", b"")) == 40_000)
+            target = await pair.source.settled()
+            acknowledged = pair.source.report().acknowledged
+            assert acknowledged is None or acknowledged.sequence < target.sequence
+
+
+@pytest.mark.req("R22")
+async def test_the_barrier_covers_a_group_that_is_only_half_handed_out(root, catalogue):
+    async with Pair(settings_of(root), catalogue) as pair:
+        await pair.caught_up()
+        for number in range(6):
+            (root / f"{number}.wav").write_bytes(os.urandom(1_500_000))
+        pair._task.cancel()
+        await asyncio.wait([pair._task])
+        frames = pair.session.frames()
+        first = await anext(frames)
+        assert not first.group_end
+        target = await pair.source.settled()
+        assert target.sequence >= first.position.sequence
+        await frames.aclose()
+
+
+@pytest.mark.req("R20")
+async def test_what_is_noticed_while_a_frame_is_being_sent_is_not_forgotten(root, catalogue):
+    async with Pair(settings_of(root), catalogue) as pair:
+        await pair.caught_up()
+        pair._task.cancel()
+        await asyncio.wait([pair._task])
+        pair._task = None
+        frames = pair.session.frames()
+        (root / "first.wav").write_bytes(b"1")
+        assert await anext(frames)
+        (root / "second.wav").write_bytes(b"2")
+        # Noticed, and the session was roused, before it is asked again.
+        await pair.until(lambda: b"second.wav" in pair.source.worker.journal.live)
+        await pair.source.run(lambda: None)
+        async with asyncio.timeout(10):
+            assert await anext(frames)
+        await frames.aclose()
+
+
+@pytest.mark.req("R20")
+async def test_attributes_of_a_directory_that_changed_while_nobody_looked_are_found(root, catalogue):
+    (root / "sub").mkdir()
+    async with Pair(settings_of(root), catalogue) as pair:
+        await pair.caught_up()
+        model = pair.model
+    os.setxattr(root / "sub", "user.note", b"changed")
+    async with Pair(settings_of(root), catalogue, model=model) as pair:
+        assert pair.answer is Answer.RESUME
+        await pair.caught_up()
+        pair.assert_equal()
+
+
 async def test_a_log_that_is_held_open_is_published_while_it_is_open(root, catalogue):
     async with Pair(settings_of(root), catalogue) as pair:
         await pair.caught_up()

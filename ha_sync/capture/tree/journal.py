@@ -306,6 +306,11 @@ class Journal:
         self._catalogue.put("syncing", str(self.synced_at))
 
     @property
+    def idle(self) -> bool:
+        """Whether nothing waits, is being read, or is on its way, appended bytes included."""
+        return not (self.backlog or self.building or self._flights)
+
+    @property
     def backlog(self) -> int:
         """Paths that the Standby does not have as they are here."""
         return len(self.live) + len(self.held) + self.bulk + len(self._flying)

@@ -65,6 +65,8 @@ class TreeSession:
             if not self._ready:
                 await self._roused.wait()
                 continue
+            # What was produced ahead may be older than a call of rouse that was just cleared.
+            fresh = self._ahead is None
             if self._ahead is None:
                 self._ahead = asyncio.ensure_future(self._source.run(self._produce))
             frames, told = await asyncio.shield(self._ahead)
@@ -73,7 +75,8 @@ class TreeSession:
             if self._closed:
                 return
             if not frames:
-                await self._roused.wait()
+                if fresh:
+                    await self._roused.wait()
                 continue
             self._ahead = asyncio.ensure_future(self._source.run(self._produce))
             for frame in frames:

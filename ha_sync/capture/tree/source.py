@@ -458,7 +458,7 @@ class TreeSource:
         journal.hold()
         if journal.synced_at is None or journal.held or journal.bulk or self.worker.growing_due:
             return None
-        if journal.peer_known and not journal.backlog:
+        if self.worker.idle:
             # Numbers that were reserved and never used (a restart) belong to no change: nobody acknowledges them.
             return journal.position(self._acked)
         return journal.captured

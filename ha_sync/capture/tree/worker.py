@@ -328,6 +328,11 @@ class TreeWorker:
         """Whether appended bytes wait to be sent."""
         return bool(self._grow)
 
+    @property
+    def idle(self) -> bool:
+        """Whether the Standby has everything that was ever noticed. A group that is half handed out is not there yet."""
+        return self._current is None and self.journal.peer_known and self.journal.idle
+
     def acknowledge(self, sequence: Sequence) -> None:
         """Everything up to ``sequence`` is durable on the Standby."""
         self.journal.acknowledge(sequence)
