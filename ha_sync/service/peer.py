@@ -117,7 +117,7 @@ class PeerLink:
 
     async def _meaning(self, error: grpc.aio.AioRpcError) -> HaSyncError:
         if error.code() is not grpc.StatusCode.UNAVAILABLE:
-            return error_from(error.code(), error.details() or "")
+            return error_from(error)
         # gRPC says only "socket closed" to whom TLS refused: after a few failures the reason is looked for by hand.
         self._failures += 1
         reason, keyring = error.details() or "", self._keyring()

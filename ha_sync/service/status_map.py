@@ -47,6 +47,7 @@ _ERRORS: dict[grpc.StatusCode, type[HaSyncError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: ProtocolFault,
     grpc.StatusCode.UNIMPLEMENTED: ProtocolFault,
 }
+"""Of a status alone. A role that is not there yet (WrongState) has the exit code to tell it from what needs a person."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Servicer = TypeVar("Servicer")
@@ -57,9 +58,13 @@ def status_of(error: HaSyncError) -> grpc.StatusCode:
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
-def error_from(status: grpc.StatusCode, details: str) -> HaSyncError:
-    """What a client raises for a status of the peer; anything unknown is worth another try."""
-    return _ERRORS.get(status, PeerUnreachable)(details or status.name.lower())
+def error_from(error: grpc.aio.AioRpcError) -> HaSyncError:
+    """What a client raises for a call that the peer refused; anything unknown is worth another try."""
+    trailing = dict(error.trailing_metadata() or ())
+    kind = _ERRORS.get(error.code(), PeerUnreachable)
+    if trailing.get(EXIT_CODE_KEY) == str(WrongState.exit_code):
+        kind = WrongState
+    return kind(error.details() or error.code().name.lower())
 
 
 async def abort(context: Context, error: HaSyncError) -> None:
