@@ -3,7 +3,7 @@
 One file per dataset, one connection, one thread at a time (the dataset's executor). ``entry`` holds the replicated
 state of an object: on the Active what the Standby has acknowledged, on the Standby what was published. Beside it stands
 the *witness* (inode, ctime): while the local object still shows it, the local content is the entry's content and need
-not be read again. A witness of zeros proves nothing.
+not be read again. A ctime of zero proves nothing.
 
 Durability: commits of the Standby's position are synced (``durable=True``); the Active's notes are not, because a
 restart scans anyway. The dirty set lives here and not in memory, so a million dirty paths cost disk, not RAM.
@@ -252,6 +252,15 @@ class TreeCatalogue:
         where, values = ("", ()) if not path else (" AND path > ? AND path < ?", (key + b"\0", key + b"\1"))
         row = self._connection.execute(f"SELECT count(*) FROM entry WHERE type = {TYPE_FILE}{where}", values).fetchone()
         return int(row[0])
+
+    def file_inodes_below(self, path: bytes, *, limit: int) -> list[tuple[bytes, int]]:
+        """Paths and inodes of files strictly below a directory, where an inode is known."""
+        key = _key(path)
+        rows = self._connection.execute(
+            f"SELECT path, inode FROM entry WHERE type = {TYPE_FILE} AND inode > 0 AND path > ? AND path < ? LIMIT ?",
+            (key + b"\0", key + b"\1", limit),
+        )
+        return [(_path(key), int(inode)) for key, inode in rows]
 
     def rows(self, *, after: bytes | None = None, limit: int = 5000) -> list[tuple[Any, ...]]:
         """The next entries in walk order as they are stored (``_COLUMNS``, the key first), strictly after a key."""

@@ -94,7 +94,7 @@ async def test_tampering_is_undone_from_the_active(tmp_path: Path) -> None:
 async def test_whatever_is_done_to_the_active_both_become_equal(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
     active = tmp_path / "active"
-    async with TreePair(str(tmp_path), {}) as pair:
+    async with TreePair(str(tmp_path), {"mass_delete_percent": 100}) as pair:
         for _ in range(8):
             for _ in range(30):
                 act(active, chance)

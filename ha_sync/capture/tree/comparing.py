@@ -46,6 +46,7 @@ class Comparison:
         self._put: list[Entry] = []
         self._removed: list[bytes] = []
         self.gone_files = 0
+        self.new_files = 0
 
     def feed(self, chunk: bytes) -> None:
         """Raises ProtocolFault where the chunk is no inventory in order."""
@@ -89,12 +90,18 @@ class Comparison:
         self._put.append(theirs)
         self._dirty.append(theirs.path)
 
+    @property
+    def lost_files(self) -> int:
+        """By how many files this tree is smaller; what was only renamed stands in both counts."""
+        return max(0, self.gone_files - self.new_files)
+
     def _until(self, key: bytes) -> None:
         """Everything here that sorts before ``key``, which the Standby does not have."""
         while self._own is not None and key_of(self._own.path) < key:
             self._removed.append(self._own.path)
             self._own = next(self._entries, None)
         while self._here is not None and self._here[0] < key:
+            self.new_files += stat.S_ISREG(self._here[1].st_mode)
             self._dirty.append(path_of(self._here[0]))
             self._here = next(self._local, None)
             if len(self._dirty) >= PAGE:

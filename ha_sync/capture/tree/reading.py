@@ -447,7 +447,7 @@ class Group:
         row: Row = (
             key_of(item.path), kind, status.st_mode & 0o7777, status.st_uid, status.st_gid, status.st_mtime_ns, size,
             content, block_size, hashes if len(hashes) > HASH_BYTES else b"", link_target, xattrs,
-            0 if racy else status.st_ino, 0 if racy else status.st_ctime_ns,
+            status.st_ino, 0 if racy else status.st_ctime_ns,
         )  # fmt: skip
         self.outcomes.append(Outcome(path=item.path, mark=item.mark, row=row, sent=sent))
 

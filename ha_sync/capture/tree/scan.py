@@ -163,6 +163,7 @@ class Differs:
     changed: tuple[bytes, ...] = ()  # new, or not as the catalogue says
     missing: tuple[bytes, ...] = ()  # known and gone: the topmost path of each gone subtree
     missing_files: int = 0  # files that ``missing`` stands for
+    appeared: tuple[tuple[bytes, int], ...] = ()  # of ``changed`` what is new, with its inode
 
 
 def differences(
@@ -191,6 +192,7 @@ class _Merge:
         self._row = next(rows, None)
         self._tally = tally
         self._changed: list[bytes] = []
+        self._appeared: list[tuple[bytes, int]] = []
         self._missing: list[bytes] = []
         self._missing_files = 0
         self._gone = b""  # prefix of the subtree that is known to be missing
@@ -202,7 +204,9 @@ class _Merge:
             row = next(self._rows, None)
         if row is None or row[0] != key:
             self._row = row
-            self._changed.append(path_of(key))
+            path = path_of(key)
+            self._changed.append(path)
+            self._appeared.append((path, status.st_ino))
             return
         self._row = next(self._rows, None)
         if row[8] != status.st_ctime_ns or row[7] != status.st_ino or not _same_size(row, status):
@@ -230,8 +234,13 @@ class _Merge:
     def take(self) -> Differs | None:
         if not self._changed and not self._missing:
             return None
-        found = Differs(changed=tuple(self._changed), missing=tuple(self._missing), missing_files=self._missing_files)
-        self._changed, self._missing, self._missing_files = [], [], 0
+        found = Differs(
+            changed=tuple(self._changed),
+            missing=tuple(self._missing),
+            missing_files=self._missing_files,
+            appeared=tuple(self._appeared),
+        )
+        self._changed, self._missing, self._missing_files, self._appeared = [], [], 0, []
         return found
 
 

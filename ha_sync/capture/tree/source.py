@@ -21,12 +21,12 @@ from ha_sync.capture.settle import Due, Settle, SettleRules
 from ha_sync.capture.tree.events import Heard, Hearing
 from ha_sync.capture.tree.rules import Rules
 from ha_sync.capture.tree.session import TreeSession
-from ha_sync.capture.tree.worker import Told, TreeWorker
+from ha_sync.capture.tree.worker import RESUME_HINT, Told, TreeWorker
 from ha_sync.config import TreeSettings
 from ha_sync.core.dataset import DatasetReport, DatasetState, Report
 from ha_sync.core.lag import LagLedger
 from ha_sync.core.position import NOWHERE, Answer, Epoch, Position, Sequence, answer_to
-from ha_sync.errors import WrongState
+from ha_sync.errors import OperatorNeeded, WrongState
 from ha_sync.files.watch import Watcher, needs_polling
 
 T = TypeVar("T")
@@ -416,7 +416,7 @@ class TreeSource:
     # ---- barrier and operator
 
     async def settled(self) -> Position:
-        """Notices everything that was durable before the call."""
+        """Notices everything that was durable before the call. Raises OperatorNeeded where a guard holds it back."""
         await self._started.wait()
         if self._watcher is not None and not self._polling:
             await self._fence()
@@ -435,8 +435,14 @@ class TreeSource:
         while any(not s.slow for s in self._scans):
             await self._progress()
         while (position := await self.run(self._cover)) is None:
+            self._check_halted()
             await self._progress()
         return position
+
+    def _check_halted(self) -> None:
+        """What is held back is sent when an operator says so: a barrier must not wait for that in silence."""
+        if halted := self.worker.halted:
+            raise OperatorNeeded("cannot replicate", subject=self._settings.name, reason=halted, hint=RESUME_HINT)
 
     async def _fence(self) -> None:
         passed = asyncio.Event()

@@ -18,6 +18,7 @@ from ha_sync.capture.tree.frames import FrameBuilder, frames_of, nothing
 from ha_sync.capture.tree.growth import GROW_RESTART_MAX, GROWING_MAX, Growth
 from ha_sync.capture.tree.guard import MASS_MIN, RootGuard, boot_id
 from ha_sync.capture.tree.journal import Journal, Notice
+from ha_sync.capture.tree.losses import Losses
 from ha_sync.capture.tree.reading import GROW, Group, Item, Met, Reader
 from ha_sync.capture.tree.rules import LOCK, Rules, unit_order
 from ha_sync.capture.tree.scan import Tally, Walk, Watch, differences
@@ -70,6 +71,7 @@ class TreeWorker:
         self.root: Root | None = None
         self.guard: RootGuard | None = None
         self.halted = ""
+        self._losses = Losses(self.catalogue, self._status)
         self.told = Told()
         self.tally = Tally()
         self.met = Met()
@@ -139,7 +141,7 @@ class TreeWorker:
             self.halted = reason
             self._drop_current()
             self.told.reports.append(
-                ("error", "dataset halted: nothing is deleted on the standby", {"reason": reason, "hint": _HINT})
+                ("error", "dataset halted: nothing is deleted on the standby", {"reason": reason, "hint": RESUME_HINT})
             )
 
     def resume(self, *, accept_deletes: bool) -> bool:
@@ -222,21 +224,20 @@ class TreeWorker:
             self._mark(path, time.monotonic())
 
     def _judge(self, paths: Iterable[bytes]) -> None:
-        """Counts the files among these that are gone, and looks for hard links."""
+        """Counts the files that are lost with these paths, and looks for hard links."""
         if not self.journal.peer_known or self.root is None:
             return
-        gone = 0
+        gone: list[bytes] = []
         for path in paths:
             status = self._status(path)
-            if status is not None:
-                # A change through one name of a file is told for that name only.
-                self.told.linked = self.told.linked or (status.st_nlink > 1 and stat.S_ISREG(status.st_mode))
+            if status is None:
+                gone.append(path)
                 continue
-            entry = self.catalogue.entry(path)
-            if entry is not None:
-                gone += 1 if entry.type == TYPE_FILE else self.catalogue.files_below(path)
-        if gone:
-            self._deleting(gone)
+            self._losses.appeared(path, status.st_ino)
+            # A change through one name of a file is told for that name only.
+            self.told.linked = self.told.linked or (status.st_nlink > 1 and stat.S_ISREG(status.st_mode))
+        if gone and (files := self._losses.files(gone)):
+            self._deleting(files)
 
     def _deleting(self, files: int) -> None:
         assert self.guard is not None
@@ -266,6 +267,8 @@ class TreeWorker:
         missing_files = 0
         for found in differences(self.catalogue, walk, path, self.journal.flies):
             if found is not None:
+                for each, inode in found.appeared:
+                    self._losses.appeared(each, inode)
                 self._found(found.changed, noticed)
                 missing += found.missing
                 missing_files += found.missing_files
@@ -304,6 +307,8 @@ class TreeWorker:
     def _lost(self, missing: list[bytes], files: int) -> None:
         if not missing:
             return
+        if files >= MASS_MIN:
+            files = self._losses.files(missing)
         if files:
             self._deleting(files)
         self._found(tuple(missing), 0.0)
@@ -359,8 +364,8 @@ class TreeWorker:
         if comparison is None:
             return
         comparison.end()
-        if comparison.gone_files >= MASS_MIN:
-            self._deleting(comparison.gone_files)
+        if comparison.lost_files >= MASS_MIN:
+            self._deleting(comparison.lost_files)
 
     def need(self, paths: tuple[bytes, ...]) -> None:
         """The Standby cannot use what it has of these."""
@@ -638,7 +643,7 @@ class TreeWorker:
             growth.sent(view[:got])
 
 
-_HINT = "look at the root; then: ha-sync resume DATASET, with --accept-deletes if the files are meant to be gone"
+RESUME_HINT = "look at the root; then: ha-sync resume DATASET, with --accept-deletes if the files are meant to be gone"
 
 
 def _order(item: Item) -> tuple[int, bool, bytes]:
