@@ -47,7 +47,7 @@ _ERRORS: dict[grpc.StatusCode, type[HaSyncError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: ProtocolFault,
     grpc.StatusCode.UNIMPLEMENTED: ProtocolFault,
 }
-"""Of a status alone. A role that is not there yet (WrongState) has the exit code to tell it from what needs a person."""
+"""Of a status alone. A role that is not there yet (WrongState) is told by its exit code from what needs a person."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Servicer = TypeVar("Servicer")
@@ -60,10 +60,10 @@ def status_of(error: HaSyncError) -> grpc.StatusCode:
 
 def error_from(error: grpc.aio.AioRpcError) -> HaSyncError:
     """What a client raises for a call that the peer refused; anything unknown is worth another try."""
-    trailing = dict(error.trailing_metadata() or ())
     kind = _ERRORS.get(error.code(), PeerUnreachable)
-    if trailing.get(EXIT_CODE_KEY) == str(WrongState.exit_code):
-        kind = WrongState
+    for key, value in error.trailing_metadata() or ():
+        if key == EXIT_CODE_KEY and value == str(WrongState.exit_code):
+            kind = WrongState
     return kind(error.details() or error.code().name.lower())
 
 
