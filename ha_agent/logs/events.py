@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 
 from sqlite_utils import Database
@@ -91,7 +91,7 @@ class EventLog:
             self._writer.path, since_unix_s=since_unix_s, limit=limit, severity=severity, after_id=after_id
         )
 
-    async def follow(self, *, after_id: int, severity: str = "info") -> AsyncIterator[Event]:
+    async def follow(self, *, after_id: int, severity: str = "info") -> AsyncGenerator[Event, None]:
         """Events after ``after_id`` as they are written, for ever."""
         place = after_id
 
@@ -143,7 +143,7 @@ def read_events(
         "SELECT id, unix_s, severity, what, subject, edge, fields FROM event WHERE id > ? AND unix_s >= ? "
         f"AND severity IN ({','.join('?' * len(wanted))}) ORDER BY id {'ASC' if onward else 'DESC'} LIMIT ?"
     )
-    with reading(path) as database:
+    with reading(path, "event") as database:
         rows = database.execute(statement, [after_id, since_unix_s, *wanted, limit]).fetchall() if database else []
     events = [_event(row) for row in rows]
     return events if onward else events[::-1]

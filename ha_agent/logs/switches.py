@@ -12,7 +12,7 @@ import enum
 import json
 import logging
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import NewType
 
@@ -139,7 +139,7 @@ class SwitchLog:
             self._writer.path, since_unix_s=since_unix_s, limit=limit, result=result, after_revision=after_revision
         )
 
-    async def follow(self, *, after_revision: int) -> AsyncIterator[Switch]:
+    async def follow(self, *, after_revision: int) -> AsyncGenerator[Switch, None]:
         """Entries as they are opened and changed, for ever."""
         place = after_revision
 
@@ -174,7 +174,7 @@ def read_switches(
         f"{of_result}ORDER BY {order} LIMIT ?"
     )
     values = [since_unix_s, after_revision, *([] if result is None else [result.value]), limit]
-    with reading(path) as database:
+    with reading(path, "switch") as database:
         rows = database.execute(statement, values).fetchall() if database else []
     found = [_switch(row) for row in rows]
     return found if onward else found[::-1]

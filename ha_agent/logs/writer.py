@@ -20,7 +20,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import TypeVar
 
 from sqlite_utils import Database
@@ -82,7 +82,7 @@ class LogWriter:
             self._thread.join()
             self._thread = None
 
-    async def follow(self, read: Callable[[], list[_Row]]) -> AsyncIterator[list[_Row]]:
+    async def follow(self, read: Callable[[], list[_Row]]) -> AsyncGenerator[list[_Row], None]:
         """What ``read`` finds, now and after every write; ``read`` runs on a thread and keeps its own place."""
         loop, written = asyncio.get_running_loop(), asyncio.Event()
 
@@ -188,14 +188,15 @@ class LogWriter:
 
 
 @contextlib.contextmanager
-def reading(path: str) -> Iterator[Database | None]:
-    """A log that may be in use, read-only; None: there is none. Blocking."""
+def reading(path: str, table: str) -> Iterator[Database | None]:
+    """A log that may be in use, read-only; None: there is no such log, or nothing is in it yet. Blocking."""
     if not os.path.exists(path):
         yield None
         return
     quoted = os.path.abspath(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
     with contextlib.closing(sqlite3.connect(f"file:{quoted}?mode=ro", uri=True, timeout=BUSY_S)) as connection:
-        yield Database(connection)
+        database = Database(connection)
+        yield database if database[table].exists() else None
 
 
 def clean(text: object, *, most: int = TEXT_MAX) -> str:
