@@ -14,11 +14,10 @@ import enum
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from ha_agent.heartbeat.beat import NO_BOOT, Boot, Echo, Envelope, PathId, Sequence
+from ha_agent.heartbeat.beat import NO_BOOT, Boot, Envelope, PathId, Sequence
 
 NO_SEQUENCE = Sequence(0)
 SENT_MAX = 1024
-ECHO_AGE_MAX_S = 60.0
 
 
 class Way(enum.Enum):
@@ -53,8 +52,8 @@ NOTHING = Verdict(life=False, newest=False, echoed_at=float("-inf"))
 
 @dataclass(slots=True)
 class _Path:
-    heard_at: float = float("-inf")
-    sequence: Sequence = NO_SEQUENCE
+    heard_at: float = float("-inf")  # a beat that was life
+    sequence: Sequence = NO_SEQUENCE  # newest of the peer's boot, life or not
     heard_there_at: float = float("-inf")  # when I sent the newest beat that the peer heard on this path
     way: Way = Way.UNKNOWN
 
@@ -84,18 +83,29 @@ class Detector:
 
     def heard(self, envelope: Envelope, *, now: float) -> Verdict:
         """What a beat proves. The gate has let it in; its path is one of mine."""
-        if envelope.echo_boot != self.boot or envelope.path not in self.known:
+        path = self.known.get(envelope.path)
+        if path is None:
             return NOTHING
-        echoed = max((echo.sequence for echo in envelope.echoes), default=NO_SEQUENCE)
-        echoed_at = self.sent.get(echoed)
-        if echoed_at is None or not self._follows(envelope, echoed):
+        echoed, echoed_at = self._echoed(envelope)
+        if not self._follows(envelope, echoed) or envelope.sequence <= path.sequence:
             return NOTHING
+        path.sequence = envelope.sequence
+        if echoed_at is None:
+            return NOTHING  # what a node says that has not heard me in this boot may have been said long ago
+        path.heard_at = now
+        self.best_echo = max(self.best_echo, echoed)
+        self._note_echoes(envelope)
         newest = envelope.sequence > self.newest
         if newest:
             self.newest = envelope.sequence
-        self.best_echo = max(self.best_echo, echoed)
-        self._path_heard(envelope, now=now)
         return Verdict(life=True, newest=newest, echoed_at=echoed_at)
+
+    def _echoed(self, envelope: Envelope) -> tuple[Sequence, float | None]:
+        """The newest of my beats of this boot that it echoes, and when I sent it."""
+        if envelope.echo_boot != self.boot:
+            return NO_SEQUENCE, None
+        echoed = max((echo.sequence for echo in envelope.echoes), default=NO_SEQUENCE)
+        return echoed, self.sent.get(echoed)
 
     def _follows(self, envelope: Envelope, echoed: Sequence) -> bool:
         """Whether the beat is of the peer's present boot, or of a new one.
@@ -112,24 +122,12 @@ class Detector:
             path.sequence = NO_SEQUENCE
         return True
 
-    def _path_heard(self, envelope: Envelope, *, now: float) -> None:
-        path = self.known[envelope.path]
-        if envelope.sequence > path.sequence:
-            path.sequence = envelope.sequence
-            path.heard_at = now
+    def _note_echoes(self, envelope: Envelope) -> None:
         for echo in envelope.echoes:
-            theirs = self.known.get(echo.path)
+            path = self.known.get(echo.path)
             at = self.sent.get(echo.sequence)
-            if theirs is not None and at is not None:
-                theirs.heard_there_at = max(theirs.heard_there_at, at)
-
-    def echoes(self, *, now: float) -> tuple[Echo, ...]:
-        """What to put into the next beat: the newest that was heard on each path."""
-        return tuple(
-            Echo(path=number, sequence=path.sequence, age_s=min(now - path.heard_at, ECHO_AGE_MAX_S))
-            for number, path in self.known.items()
-            if path.sequence
-        )
+            if path is not None and at is not None:
+                path.heard_there_at = max(path.heard_there_at, at)
 
     def age_s(self, path: PathId, *, now: float) -> float:
         """How long ago a beat that is life came on this path."""
