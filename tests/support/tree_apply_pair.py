@@ -132,11 +132,16 @@ class TreePair:
                 await asyncio.sleep(0.01)
 
     def assert_equal(self) -> None:
-        """Content, modes, and the times of files. A directory's time follows at the next change of its own metadata."""
+        """Content, modes and times, those of the directories and of the root included."""
         assert tree_of(self.standby) == tree_of(self.active)
-        for folder, folders, files in os.walk(self.active):
-            folders[:] = [name for name in folders if not name.startswith(".ha-")]
-            for name in (name for name in files if not name.startswith(".ha-")):
-                full = os.path.join(folder, name)
-                there = os.path.join(self.standby, os.path.relpath(full, self.active))
-                assert os.lstat(there).st_mtime_ns == os.lstat(full).st_mtime_ns, full
+        assert times_of(self.standby) == times_of(self.active)
+
+
+def times_of(root: str) -> dict[str, int]:
+    """When each object below the root, and the root itself, was modified."""
+    times: dict[str, int] = {}
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".ha-")]
+        for full in (folder, *(os.path.join(folder, name) for name in files + folders if not name.startswith(".ha-"))):
+            times[os.path.relpath(full, root)] = os.lstat(full).st_mtime_ns
+    return times

@@ -20,6 +20,7 @@ from typing import Any
 from ha_sync.apply.tree.changes import DATABASE, DIRECTORY, SYMLINK
 from ha_sync.apply.tree.content import copy_range, witness_of
 from ha_sync.apply.tree.places import HELD, STAGE, Scope, join
+from ha_sync.apply.tree.rooting import make_own_directory
 from ha_sync.apply.tree.steps import TYPES, Kind, Step, metadata_of
 from ha_sync.apply.tree.syncing import SYNCFS_FROM, syncfs
 from ha_sync.apply.tree.trash import Trash
@@ -257,7 +258,10 @@ class Publisher:
             status = self._root.lstat(place)
         except FileNotFoundError:
             parent, name = split(place)
-            os.mkdir(name, 0o700 if place == HELD else 0o755, dir_fd=self._root.directory(parent))
+            if place == HELD:
+                make_own_directory(self._root.directory(parent), name)
+            else:
+                os.mkdir(name, 0o755, dir_fd=self._root.directory(parent))
             self._unsynced.add(parent)
             return True
         if not stat.S_ISDIR(status.st_mode):

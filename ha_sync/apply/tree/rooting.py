@@ -53,6 +53,13 @@ def open_root(path: str, catalogue: TreeCatalogue, *, report: Report) -> Root:
     return root
 
 
+def make_own_directory(parent: int, name: bytes) -> None:
+    """Makes one of our directories; the parent keeps its time, which is the Active's. Raises FileExistsError."""
+    before = os.fstat(parent).st_mtime_ns
+    os.mkdir(name, 0o700, dir_fd=parent)
+    os.utime(parent, ns=(before, before))
+
+
 def is_same(root: Root) -> bool:
     """Whether the root's path still leads to the open directory."""
     with contextlib.suppress(OSError):

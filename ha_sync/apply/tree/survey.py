@@ -17,6 +17,7 @@ from typing import Any
 
 from ha_proto.sync.v1 import replication_pb2 as pb
 from ha_sync.apply.tree.places import HELD, HIDDEN, Scope, join
+from ha_sync.apply.tree.rooting import make_own_directory
 from ha_sync.catalogue.tree import (
     TYPE_DIRECTORY,
     TYPE_FILE,
@@ -318,5 +319,5 @@ def make_directories(root: Root, place: bytes) -> None:
     for part in place.split(b"/"):
         directory = root.directory(at)
         with contextlib.suppress(FileExistsError):
-            os.mkdir(part, 0o700, dir_fd=directory)
+            make_own_directory(directory, part)
         at = join(at, part)

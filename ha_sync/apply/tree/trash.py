@@ -15,6 +15,7 @@ import stat
 from collections import OrderedDict, deque
 
 from ha_sync.apply.tree.places import STAGE, TRASH
+from ha_sync.apply.tree.rooting import make_own_directory
 from ha_sync.files.confine import Root
 
 ITEMS_MAX = 100_000
@@ -148,7 +149,7 @@ def hidden_directory(root: Root, name: bytes) -> int:
     """Opens one of our own directories, making it where it is missing; what else has its name is removed."""
     for _ in range(2):
         with contextlib.suppress(FileExistsError):
-            os.mkdir(name, 0o700, dir_fd=root.fd)
+            make_own_directory(root.fd, name)
             # Staged files must not inherit the access list that the root gives to what is created in it.
             with contextlib.suppress(OSError):
                 os.removexattr(b"/proc/self/fd/%d/%s" % (root.fd, name), "system.posix_acl_default")
