@@ -78,7 +78,7 @@ class Net:
         return self._stem + host
 
     def command(self, host: str, *command: str) -> list[str]:
-        """The command line that runs ``command`` in the namespace: for ``subprocess`` and ``create_subprocess_exec``."""
+        """The command line that runs ``command`` in the namespace."""
         return ["ip", "netns", "exec", self.name(host), *command]
 
     def run(self, host: str, *command: str) -> str:
