@@ -39,6 +39,8 @@ class EngineReport(_message.Message):
     WAITING_FOR_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
     PROMOTED_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
+    PATHS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     cluster_id: _builtins.str
     role: _builtins.str
@@ -63,6 +65,8 @@ class EngineReport(_message.Message):
     """serial of the last Quiesce that was carried out: all is captured and on the Standby"""
     promoted: _builtins.int
     """epoch whose promotion is complete: services may start"""
+    pid: _builtins.int
+    """of the engine: it may have datasets open for writing"""
     @_builtins.property
     def waiting_for(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """what a Quiesce still waits for"""
@@ -70,6 +74,10 @@ class EngineReport(_message.Message):
     @_builtins.property
     def finished(self) -> _containers.RepeatedCompositeFieldContainer[Global___FinishedRecord]:
         """what the last promotion finished for the dead node"""
+
+    @_builtins.property
+    def paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """replicated files and folders: nobody else may write them after a quiesce"""
 
     def __init__(
         self,
@@ -89,10 +97,12 @@ class EngineReport(_message.Message):
         waiting_for: _abc.Iterable[_builtins.str] | None = ...,
         finished: _abc.Iterable[Global___FinishedRecord] | None = ...,
         promoted: _builtins.int = ...,
+        pid: _builtins.int = ...,
+        paths: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "cluster_id", b"cluster_id", "current", b"current", "data", b"data", "digest", b"digest", "epoch", b"epoch", "finished", b"finished", "node_id", b"node_id", "progress", b"progress", "promised", b"promised", "promoted", b"promoted", "quiesced", b"quiesced", "role", b"role", "sound", b"sound", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "cluster_id", b"cluster_id", "current", b"current", "data", b"data", "digest", b"digest", "epoch", b"epoch", "finished", b"finished", "node_id", b"node_id", "paths", b"paths", "pid", b"pid", "progress", b"progress", "promised", b"promised", "promoted", b"promoted", "quiesced", b"quiesced", "role", b"role", "sound", b"sound", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -630,19 +640,24 @@ class ListSwitchesRequest(_message.Message):
     SINCE_UNIX_S_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     FOLLOW_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
     since_unix_s: _builtins.float
     limit: _builtins.int
+    """0: 100"""
     follow: _builtins.bool
+    result: _builtins.str
+    """empty: all"""
     def __init__(
         self,
         *,
         since_unix_s: _builtins.float = ...,
         limit: _builtins.int = ...,
         follow: _builtins.bool = ...,
+        result: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["follow", b"follow", "limit", b"limit", "since_unix_s", b"since_unix_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["follow", b"follow", "limit", b"limit", "result", b"result", "since_unix_s", b"since_unix_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -650,6 +665,8 @@ Global___ListSwitchesRequest: _TypeAlias = ListSwitchesRequest  # noqa: Y015
 
 @_typing.final
 class SwitchRecord(_message.Message):
+    """A switch of this node, or an attempt. With `follow` a record comes again whenever it has changed."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -745,17 +762,26 @@ class SwitchRecord(_message.Message):
     HEALTH_FIELD_NUMBER: _builtins.int
     PEER_HEALTH_FIELD_NUMBER: _builtins.int
     POSITIONS_FIELD_NUMBER: _builtins.int
-    id: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    TOOK_S_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     begin_unix_s: _builtins.float
     end_unix_s: _builtins.float
+    """absent: it is going on"""
     trigger: _builtins.str
+    """silence | reboot | election | planned | fault | link | forced | resumed"""
     reason: _builtins.str
     result: _builtins.str
+    """open | done | failed | aborted | refused | observed | interrupted"""
     epoch: _builtins.int
     from_role: _builtins.str
     to_role: _builtins.str
+    error: _builtins.str
+    took_s: _builtins.float
     @_builtins.property
-    def phases_s(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
+    def phases_s(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """detect, decide, address, services"""
+
     @_builtins.property
     def health(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -765,9 +791,9 @@ class SwitchRecord(_message.Message):
     def __init__(
         self,
         *,
-        id: _builtins.int = ...,
+        id: _builtins.str = ...,
         begin_unix_s: _builtins.float = ...,
-        end_unix_s: _builtins.float = ...,
+        end_unix_s: _builtins.float | None = ...,
         trigger: _builtins.str = ...,
         reason: _builtins.str = ...,
         result: _builtins.str = ...,
@@ -778,12 +804,21 @@ class SwitchRecord(_message.Message):
         health: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         peer_health: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         positions: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        error: _builtins.str = ...,
+        took_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_end_unix_s", b"_end_unix_s", "_took_s", b"_took_s", "end_unix_s", b"end_unix_s", "took_s", b"took_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin_unix_s", b"begin_unix_s", "end_unix_s", b"end_unix_s", "epoch", b"epoch", "from_role", b"from_role", "health", b"health", "id", b"id", "peer_health", b"peer_health", "phases_s", b"phases_s", "positions", b"positions", "reason", b"reason", "result", b"result", "to_role", b"to_role", "trigger", b"trigger"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end_unix_s", b"_end_unix_s", "_took_s", b"_took_s", "begin_unix_s", b"begin_unix_s", "end_unix_s", b"end_unix_s", "epoch", b"epoch", "error", b"error", "from_role", b"from_role", "health", b"health", "id", b"id", "peer_health", b"peer_health", "phases_s", b"phases_s", "positions", b"positions", "reason", b"reason", "result", b"result", "to_role", b"to_role", "took_s", b"took_s", "trigger", b"trigger"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__end_unix_s: _TypeAlias = _typing.Literal["end_unix_s"]  # noqa: Y015
+    _WhichOneofArgType__end_unix_s: _TypeAlias = _typing.Literal["_end_unix_s", b"_end_unix_s"]  # noqa: Y015
+    _WhichOneofReturnType__took_s: _TypeAlias = _typing.Literal["took_s"]  # noqa: Y015
+    _WhichOneofArgType__took_s: _TypeAlias = _typing.Literal["_took_s", b"_took_s"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__end_unix_s) -> _WhichOneofReturnType__end_unix_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__took_s) -> _WhichOneofReturnType__took_s | None: ...
 
 Global___SwitchRecord: _TypeAlias = SwitchRecord  # noqa: Y015
 
@@ -794,19 +829,24 @@ class ListEventsRequest(_message.Message):
     SINCE_UNIX_S_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     FOLLOW_FIELD_NUMBER: _builtins.int
+    SEVERITY_FIELD_NUMBER: _builtins.int
     since_unix_s: _builtins.float
     limit: _builtins.int
+    """0: 1000"""
     follow: _builtins.bool
+    severity: _builtins.str
+    """the least: info | warning | error; empty: info"""
     def __init__(
         self,
         *,
         since_unix_s: _builtins.float = ...,
         limit: _builtins.int = ...,
         follow: _builtins.bool = ...,
+        severity: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["follow", b"follow", "limit", b"limit", "since_unix_s", b"since_unix_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["follow", b"follow", "limit", b"limit", "severity", b"severity", "since_unix_s", b"since_unix_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -841,10 +881,16 @@ class EventRecord(_message.Message):
     SEVERITY_FIELD_NUMBER: _builtins.int
     WHAT_FIELD_NUMBER: _builtins.int
     FIELDS_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    EDGE_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     unix_s: _builtins.float
     severity: _builtins.str
     what: _builtins.str
+    subject: _builtins.str
+    """what an alarm is about"""
+    edge: _builtins.str
+    """none | raised | cleared"""
     @_builtins.property
     def fields(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     def __init__(
@@ -855,10 +901,12 @@ class EventRecord(_message.Message):
         severity: _builtins.str = ...,
         what: _builtins.str = ...,
         fields: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        subject: _builtins.str = ...,
+        edge: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fields", b"fields", "id", b"id", "severity", b"severity", "unix_s", b"unix_s", "what", b"what"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["edge", b"edge", "fields", b"fields", "id", b"id", "severity", b"severity", "subject", b"subject", "unix_s", b"unix_s", "what", b"what"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
