@@ -13,6 +13,9 @@ How the kernel counts (net/ipv4/devinet.c ``check_lifetime``, net/ipv6/addrconf.
   the one that was there before is deleted at once. A process that is frozen exactly between the look and the call
   can therefore have the address for the fraction of a millisecond until it looks again; it announces nothing then.
 
+A lifetime counts from the moment at which it was asked for: what a call waited in the queue, or stood in the middle, is
+taken off.
+
 All calls run one after the other in one thread of this object, in the order in which they were made, so that a
 lock held in the kernel never stops the heartbeat. Cancelling the wait for a call does not undo the call.
 """
@@ -22,17 +25,19 @@ from __future__ import annotations
 import asyncio
 import enum
 import errno
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ha_agent.cluster_ip.netlink import FOREVER, Address, AddressFacts, Kernel, LinkFacts
+from ha_agent.cluster_ip.netlink import FOREVER, Address, AddressFacts, Index, Kernel, LinkFacts
 from ha_agent.errors import OperatorNeeded
 
 LABEL_SUFFIX = ":ha"
 _LABEL_MAX = 15
+REPLACE_TRIES = 3
 
 
 class Outcome(enum.Enum):
@@ -76,11 +81,13 @@ class Lease:
 
     async def add(self, *, valid_s: int, not_after: float) -> Answer:
         """Adds the address. HELD, GONE (added too late, deleted again), LATE or REFUSED."""
-        return await self._run(lambda: _answered(lambda: self._add(valid_s, not_after)))
+        asked_at = self._clock()
+        return await self._run(lambda: _answered(lambda: self._add(valid_s, not_after, asked_at)))
 
     async def renew(self, *, valid_s: int, not_after: float) -> Answer:
         """Gives the address a new lifetime if it is here. HELD, GONE or REFUSED (then the old lifetime runs on)."""
-        return await self._run(lambda: _answered(lambda: self._renew(valid_s, not_after)))
+        asked_at = self._clock()
+        return await self._run(lambda: _answered(lambda: self._renew(valid_s, not_after, asked_at)))
 
     async def remove(self) -> Answer:
         """Deletes the address. GONE when the kernel does not have it any more, REFUSED otherwise."""
@@ -114,23 +121,23 @@ class Lease:
             )  # fmt: skip
         return link
 
-    def _add(self, valid_s: int, not_after: float) -> Answer:
+    def _add(self, valid_s: int, not_after: float, asked_at: float) -> Answer:
         link = self._kernel.link(self.interface)
         unfit = self._unfit(link)
         if unfit is not None or link is None:
             return unfit or _no_interface()
         if self._clock() >= not_after:
             return Answer(outcome=Outcome.LATE, reason="too late to add")
-        self._kernel.replace(link.index, self.address, label=self.label, valid_s=valid_s)
+        self._replace(link.index, valid_s, asked_at)
         return self._undone("added too late") if self._clock() >= not_after else HELD
 
-    def _renew(self, valid_s: int, not_after: float) -> Answer:
+    def _renew(self, valid_s: int, not_after: float, asked_at: float) -> Answer:
         before = self._ours()
         if before is None:
             return Answer(outcome=Outcome.GONE, reason="lapsed or removed")
         if self._clock() >= not_after:
             return self._undone("too late to renew")
-        self._kernel.replace(before.index, self.address, label=self.label, valid_s=valid_s)
+        self._replace(before.index, valid_s, asked_at)
         if self._clock() >= not_after:
             return self._undone("renewed too late")
         try:
@@ -141,6 +148,20 @@ class Lease:
             # It lapsed under our hands and the call added it again: nobody elected us to that.
             return self._undone("lapsed during the renewal")
         return HELD
+
+    def _replace(self, index: Index, valid_s: int, asked_at: float) -> None:
+        """Calls until the lifetime that was set is right by the clock after the call: this process may have stood."""
+        lifetime_s = self._left(valid_s, asked_at)
+        for _ in range(REPLACE_TRIES):
+            self._kernel.replace(index, self.address, label=self.label, valid_s=lifetime_s)
+            left_s = self._left(valid_s, asked_at)
+            if left_s == lifetime_s:
+                return
+            lifetime_s = left_s
+
+    def _left(self, valid_s: int, asked_at: float) -> int:
+        # To the nearest second: half a second more or less is within what KERNEL_LATE_S allows for.
+        return max(1, valid_s - math.floor(self._clock() - asked_at + 0.5))
 
     def _undone(self, reason: str) -> Answer:
         answer = self._remove()

@@ -116,17 +116,28 @@ async def test_an_address_that_lapses_during_the_renewal_is_deleted_again(
 @pytest.mark.parametrize("late_at", [1, 2], ids=["before the call", "after the call"])
 async def test_a_late_renewal_deletes_the_address(net: netns.Net, lease: Lease, late_at: int) -> None:
     await lease.add(valid_s=5, not_after=FAR)
-    clock = iter([0.0] * (late_at - 1) + [10.0] * 9)
+    before_the_call = {1: 1, 2: 3}[late_at]  # looks at the clock
+    clock = iter([0.0] * before_the_call + [10.0] * 9)
     lease._clock = lambda: next(clock)
     assert (await lease.renew(valid_s=5, not_after=10.0)).outcome is Outcome.GONE
     assert shown(net, lease.address) is None
 
 
 @pytest.mark.req("R13")
+@pytest.mark.parametrize("looks", [1, 2], ids=["in the queue", "in the call"])
+async def test_a_lifetime_counts_from_when_it_was_asked_for(net: netns.Net, lease: Lease, looks: int) -> None:
+    await lease.add(valid_s=9, not_after=FAR)
+    clock = iter([0.0] * (looks + 1) + [4.0] * 9)  # asked, looked whether it is late; and computed
+    lease._clock = lambda: next(clock)
+    assert (await lease.renew(valid_s=9, not_after=FAR)).outcome is Outcome.HELD
+    assert await lease.left_s() == 5
+
+
+@pytest.mark.req("R13")
 async def test_a_late_addition_is_not_made_or_undone(net: netns.Net, lease: Lease) -> None:
     lease._clock = lambda: 10.0
     assert (await lease.add(valid_s=5, not_after=10.0)).outcome is Outcome.LATE
-    clock = iter([9.9, 10.0])
+    clock = iter([9.9] * 3 + [10.0] * 9)
     lease._clock = lambda: next(clock)
     assert (await lease.add(valid_s=5, not_after=10.0)).outcome is Outcome.GONE
     assert shown(net, lease.address) is None
