@@ -298,7 +298,6 @@ def probe(s: State, e: Any, out: Actions) -> None:
 
 def _probe(s: State, out: Actions, *, count: int, wait_s: float) -> None:
     s.probe_asked = s.now
-    s.probe_clear = s.probe_cleared_at = NEVER
     out.append(Probe(asked_at=s.now, count=count, wait_s=wait_s))
 
 

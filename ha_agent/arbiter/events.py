@@ -51,7 +51,7 @@ class ProbeDone:
 
     now: float
     asked_at: float  # as in the action
-    answered_by: Mac | None  # None: nobody
+    answered_by: Mac | None  # None: nobody; of several that answered the peer, if it is one of them
     sent: bool = True  # False: the questions could not be sent, which proves nothing
 
 

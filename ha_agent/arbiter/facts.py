@@ -131,7 +131,6 @@ def note_switch(s: State, epoch: Epoch, at: float) -> None:
 def _link(s: State, e: ev.LinkChanged, out: Actions) -> None:
     if e.up and not s.link_up:
         s.link_since = s.now
-        s.gateway_first = NEVER
         s.neighbour_at = NEVER
     if s.link_up and not e.up:
         s.link_lost_at = s.now
@@ -139,23 +138,30 @@ def _link(s: State, e: ev.LinkChanged, out: Actions) -> None:
 
 
 def _lan(s: State, e: ev.LanAnswered, out: Actions) -> None:
-    if not e.gateway:
+    cut_off = not policy.lan_seen(s) or (e.gateway and s.gateway_at == NEVER)
+    if e.gateway:
+        s.gateway_at = max(s.gateway_at, e.asked_at)
+        if s.now - e.asked_at <= LAN_FRESH_S:
+            witness(s, e.asked_at)
+    else:
         s.neighbour_at = max(s.neighbour_at, e.asked_at)
-        return
-    if s.gateway_first == NEVER:
-        s.gateway_first = s.now
-    s.gateway_at = max(s.gateway_at, e.asked_at)
-    if s.now - e.asked_at <= LAN_FRESH_S:
-        witness(s, e.asked_at)
+    # Who was cut off has not heard a silence: it counts from here.
+    if cut_off and policy.lan_seen(s):
+        s.lan_since = s.now
 
 
 def _probed(s: State, e: ev.ProbeDone, out: Actions) -> None:
-    if e.asked_at != s.probe_asked:
-        return
     clear = e.answered_by is None and e.sent
+    if clear and e.asked_at != s.probe_asked:
+        return
     s.probe_clear = e.asked_at if clear else NEVER
     s.probe_cleared_at = s.now if clear else NEVER
-    if e.answered_by is not None:
+    if e.answered_by is None:
+        return
+    # The kernel of a frozen peer answers until its lease lapses; what answers after that has an agent that renews.
+    if s.settings.peer_mac in {"", e.answered_by} and s.now - s.heard_at >= s.settings.timeout_s:
+        s.peer_answered_at = s.now
+    if e.answered_by != s.settings.peer_mac:
         s.foreign = e.answered_by
         s.blocked_until = s.now + BLOCKED_S
 
@@ -192,8 +198,9 @@ def _store_failed(s: State, e: ev.BookFailed, out: Actions) -> None:
 
 def _engine(s: State, e: ev.EngineReported, out: Actions) -> None:
     s.engine = e.engine
-    if e.engine.data != s.book.data or e.engine.sound != s.book.sound:
-        write(s, out, data=e.engine.data, sound=e.engine.sound)
+    # An engine that has seen a higher epoch refuses to serve below it: then the next one is above that.
+    promised = max(s.book.promised, e.engine.promised)
+    write(s, out, data=e.engine.data, sound=e.engine.sound, promised=promised)
 
 
 def _engine_lost(s: State, e: ev.EngineLost, out: Actions) -> None:

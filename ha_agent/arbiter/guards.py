@@ -12,11 +12,11 @@ from ha_agent.arbiter.beat import beat_of
 from ha_agent.arbiter.state import (
     ADD_WAIT_S,
     NEVER,
-    PROBE_AHEAD_S,
     PROBE_EVERY_S,
     PROBE_FRESH_S,
     REMOVE_EVERY_S,
     RENEW_EVERY_S,
+    STAGGER_S,
     State,
 )
 from ha_agent.arbiter.values import NO_EPOCH, Cause, Offer, Permit, Phase, Policy, Reason, Station
@@ -24,12 +24,19 @@ from ha_agent.arbiter.values import NO_EPOCH, Cause, Offer, Permit, Phase, Polic
 # -- time and silence ---------------------------------------------
 
 
-def silent_s(s: State) -> float:
-    """How long the silence has lasted, counted from the latest moment at which I could not have heard."""
-    since = max(s.heard_at, s.link_since, s.boot_at)
-    if policy.gateway_usable(s):
-        since = max(since, s.gateway_first)
-    return s.now - since
+def _silent_for(s: State, least_s: float) -> bool:
+    """Whether nothing was heard of the peer for so long, counted from the latest moment at which I could not have."""
+    shown = max(s.heard_at, s.peer_answered_at)
+    back = max(s.link_since, s.lan_since, s.boot_at)
+    if back > shown and s.settings.station is Station.SECONDARY:
+        least_s += STAGGER_S
+    return s.now - max(shown, back) >= least_s
+
+
+def _waited_for(s: State, least_s: float) -> bool:
+    """Whether a node that booted has waited so long for the other one."""
+    never_heard = s.heard_at == NEVER and s.settings.station is Station.SECONDARY
+    return s.now - s.boot_at >= least_s + (STAGGER_S if never_heard else 0.0)
 
 
 def left(s: State) -> bool:
@@ -41,18 +48,12 @@ def silent_enough(s: State, e: Any) -> bool:
     """Silent for T on all paths, or left; a booting node waits for the boot wait too."""
     if left(s):
         return True
-    if s.phase is Phase.STARTING and s.now - s.boot_at < s.boot_wait_s:
-        return False
-    return silent_s(s) >= s.settings.timeout_s
+    return _silent_for(s, s.settings.timeout_s) and (s.phase is not Phase.STARTING or _waited_for(s, s.boot_wait_s))
 
 
-def nearly_silent(s: State, e: Any) -> bool:
-    """The silence will be enough in a moment."""
-    if left(s):
-        return True
-    if s.phase is Phase.STARTING and s.now - s.boot_at < s.boot_wait_s - PROBE_AHEAD_S:
-        return False
-    return silent_s(s) >= s.settings.timeout_s - PROBE_AHEAD_S
+def peer_quiet(s: State, e: Any) -> bool:
+    """Nothing was heard of the peer for some beats, or it left."""
+    return left(s) or s.now - s.heard_at >= s.settings.quiet_s
 
 
 def loop_on_time(s: State, e: Any) -> bool:
@@ -72,7 +73,7 @@ def peer_lost(s: State, e: Any) -> bool:
 
 def peer_gone(s: State, e: Any) -> bool:
     """Silent for the timeout (or left): its lease is over. An administrator may accept a dual holder instead."""
-    return e.accept_dual or left(s) or s.now - max(s.heard_at, s.boot_at) >= s.settings.timeout_s
+    return e.accept_dual or left(s) or s.now - max(s.heard_at, s.peer_answered_at, s.boot_at) >= s.settings.timeout_s
 
 
 # -- address and lease ---------------------------------------------
@@ -137,18 +138,19 @@ def probe_due(s: State, e: Any) -> bool:
 
 
 def nobody_answers(s: State, e: Any) -> bool:
-    """The newest probe ended just now and nobody answered for the cluster IP."""
-    return s.probe_clear != NEVER and s.probe_clear == s.probe_asked and s.now - s.probe_cleared_at <= PROBE_FRESH_S
+    """The last probe ended just now and nobody answered for the cluster IP."""
+    return s.now - s.probe_cleared_at <= PROBE_FRESH_S
 
 
 def claim_probed(s: State, e: Any) -> bool:
-    """Nobody answered the probe of this claim, or an administrator accepts a dual holder."""
-    return s.accept_dual or (s.probe_clear != NEVER and s.probe_clear == s.probe_asked)
+    """Nobody answered just now, nor after a consent; or an administrator accepts a dual holder."""
+    asked_since = s.permit is Permit.SILENCE or s.probe_clear >= s.since
+    return s.accept_dual or (asked_since and nobody_answers(s, e))
 
 
 def somebody_answered(s: State, e: Any) -> bool:
     """Somebody answers for the cluster IP, or the question could not be sent."""
-    return e.asked_at == s.probe_asked and s.probe_clear == NEVER and not s.accept_dual
+    return (e.answered_by is not None or not e.sent) and not s.accept_dual
 
 
 # -- peer ---------------------------------------------

@@ -40,6 +40,7 @@ class Settings:
     timeout_s: float = 7.0  # T: so long a silence means that the peer is gone
     beat_s: float = 0.1
     gateway: bool = True  # one is configured, and it is not the cluster IP itself
+    peer_mac: Mac = Mac("")  # of its interface of the cluster IP; empty: whoever answers for it may be the peer
     policy: Policy = Policy.AVAILABILITY
     observe: bool = False
     drain_s: float = 30.0  # quiesce and drain of a planned switch
@@ -61,6 +62,11 @@ class Settings:
         return max(0.4, 3 * self.beat_s)
 
     @property
+    def quiet_s(self) -> float:
+        """A silence that is worth a look at the LAN: does somebody still answer for the cluster IP?"""
+        return 3 * self.beat_s
+
+    @property
     def station(self) -> Station:
         """Of this node."""
         return self.identity.station
@@ -75,8 +81,8 @@ NEIGHBOUR_FRESH_S = 2.0
 NEIGHBOUR_KNOWN_S = 60.0
 LINK_SETTLE_S = 1.0
 GATEWAY_WAIT_S = 3.0
-PROBE_AHEAD_S = 0.45
-"""Probing begins so long before the timeout: the lease of a dead Active ended two seconds before it."""
+STAGGER_S = 2.0
+"""Two that come back at one moment and cannot hear each other: the Secondary first sees whether the Primary serves."""
 
 PROBE_EVERY_S = 0.5
 PROBE_FRESH_S = 0.8
@@ -124,6 +130,7 @@ class Engine:
     progress: int
     digest: Digest
     backup: bool = False
+    promised: Epoch = NO_EPOCH  # highest that it has stored: it refuses to serve below
 
 
 @dataclass(kw_only=True)
@@ -160,12 +167,13 @@ class State:
     link_since: float = NEVER  # up since then
     link_lost_at: float = NEVER
     gateway_at: float = NEVER  # newest question that was answered
-    gateway_first: float = NEVER  # first answer since the link came up
     neighbour_at: float = NEVER
+    lan_since: float = NEVER  # the LAN was seen again after I had been cut off, or for the first time
 
     probe_asked: float = NEVER
-    probe_clear: float = NEVER  # asked_at of the newest probe, if nobody answered it
-    probe_cleared_at: float = NEVER
+    probe_clear: float = NEVER  # asked_at of the last probe that ended, if nobody answered it
+    probe_cleared_at: float = NEVER  # and when it ended
+    peer_answered_at: float = NEVER  # the peer answered for the cluster IP, so late that it renews its lease
     blocked_until: float = NEVER
     foreign: Mac | None = None
 

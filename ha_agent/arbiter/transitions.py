@@ -444,12 +444,12 @@ TABLE: tuple[Row, ...] = (
         why="silence for T on all paths, not cut off, nobody answers for the cluster IP: the peer is proven dead",
     ),
     Row(
-        name="probe-ahead",
+        name="probe-quiet",
         phases=TRYING,
         on=(ev.Tick,),
-        guards=(g.nearly_silent, g.holding_nothing, g.link_up, g.probe_due),
+        guards=(g.peer_quiet, g.holding_nothing, g.link_up, g.probe_due),
         effects=(do.probe,),
-        why="look for a holder while the last moments of the silence pass, again and again",
+        why="who answers for the cluster IP while no beat comes? Asked again and again",
         quiet=True,
     ),
     # -- force ---------------------------------------------
@@ -494,6 +494,15 @@ TABLE: tuple[Row, ...] = (
         to=Phase.ADDING,
         effects=(do.add,),
         why="epoch durable, nobody answers, the permit is fresh: the address is ordered from the kernel",
+    ),
+    Row(
+        name="probe-again",
+        phases=_in(Phase.CLAIMING),
+        on=(ev.Tick,),
+        guards=(g.probe_due,),
+        effects=(do.probe,),
+        why="the epoch is not durable yet: meanwhile somebody may have taken the address",
+        quiet=True,
     ),
     Row(
         name="claim-answered",

@@ -1,9 +1,12 @@
 """S1: who holds the cluster IP, and for how long two of them did.
 
-Two holders are a violation at once, but for two excuses. *Paused*: a whole machine stood still, its clocks too, and
-goes on. *Parted*: no beat could pass between the nodes, and the Active rested on its carrier alone (single, or no
-usable gateway) or the other one had never seen a gateway: at least two faults that no design tells apart. Even then
-they may be two only until they have heard each other for ``TOGETHER_S``.
+Two holders are a violation at once, but for three excuses.
+*Paused*: a whole machine stood still, its clocks too, and goes on.
+*Parted*: no beat could pass between the nodes, and the Active rested on its carrier alone (single, or no usable
+gateway) or the other one had never seen a gateway: at least two faults that no design tells apart.
+*Filtered*: a firewall dropped all beats of a healthy Active, and before a frozen Active's lease would have lapsed the
+LAN between the nodes broke as well: until then its answers for the address are those of the frozen one's kernel.
+Even then they may be two only until they have heard each other for ``TOGETHER_S``.
 """
 
 from __future__ import annotations
@@ -18,6 +21,11 @@ if TYPE_CHECKING:
 
 TOGETHER_S = 0.3
 PARTED_RECENTLY_S = 1.0
+
+
+def _helpless(node: Node) -> bool:
+    """Whether the agent cannot hear, or can do nothing about it: the kernel's lease bounds how long its node holds on."""
+    return node.frozen or node.agent is None or node.calls_fail
 
 
 class Holders:
@@ -40,8 +48,9 @@ class Holders:
         parted = not (network.connected(0) and network.connected(1))
         if parted:
             self.parted_at = world.now
+        network.look(world.now)
         if self.since is not None:
-            if not parted and not any(node.frozen for node in world.nodes):
+            if not parted and not any(_helpless(node) for node in world.nodes):
                 self.together_s += world.now - self.looked_at
             self.looked_at = world.now
             beat_s = world.nodes[0].settings.beat_s
@@ -71,5 +80,13 @@ class Holders:
         newer = newest.agent
         if older is None or newer is None or world.now - self.parted_at > PARTED_RECENTLY_S:
             return ""
+        if self._filtered():
+            return "filtered"
         alone = older.stored.single or not policy.gateway_usable(older) or not policy.gateway_usable(newer)
         return "parted" if alone else ""
+
+    def _filtered(self) -> bool:
+        network = self.world.network
+        recently = self.world.now - network.lan_cut_at <= PARTED_RECENTLY_S + self.world.nodes[0].settings.lease_s
+        young = network.lan_cut_at - network.filtered_since <= self.world.nodes[0].settings.timeout_s + 1.0
+        return recently and young

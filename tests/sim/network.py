@@ -32,6 +32,9 @@ class Network:
     ports: tuple[Port, Port] = field(default_factory=lambda: (Port(), Port()))
     cable: list[bool] = field(default_factory=lambda: [True, True])  # by sender
     udp: list[list[bool]] = field(default_factory=lambda: [[True, True], [True, True]])  # filtered: path, sender
+    filtered: bool = False  # a firewall drops all beats of a node
+    filtered_since: float = float("-inf")
+    lan_cut_at: float = float("-inf")  # the LAN between the nodes was last seen broken
     switch_up: bool = True
     gateway_up: bool = True
     foreign: bool = False  # somebody else answers for the cluster IP (proxy ARP)
@@ -40,6 +43,15 @@ class Network:
     delay_max_s: float = 0.003
     duplicates: float = 0.0
     replays: float = 0.0
+
+    def look(self, now: float) -> None:
+        """Note since when beats are filtered, and when the LAN was last seen broken."""
+        filtered = any(not self.udp[CABLE][sender] and not self.udp[LAN][sender] for sender in (0, 1))
+        if filtered and not self.filtered:
+            self.filtered_since = now
+        self.filtered = filtered
+        if not (self.lan_reaches(0, 1) and self.lan_reaches(1, 0)):
+            self.lan_cut_at = now
 
     def lan_up(self, node: int) -> bool:
         """Carrier, as this node's kernel sees it."""

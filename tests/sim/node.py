@@ -15,7 +15,7 @@ from ha_agent.arbiter import events as ev
 from ha_agent.arbiter.beat import beat_of
 from ha_agent.arbiter.state import Book, Fault, Settings, State
 from ha_agent.arbiter.step import begin, step
-from ha_agent.arbiter.values import Beat, Phase, Station
+from ha_agent.arbiter.values import Beat, Mac, Phase, Station
 from ha_agent.cluster_ip import plan
 from ha_agent.heartbeat.beat import Boot, Echo, Envelope, PathId, Sequence
 from ha_agent.heartbeat.detector import Detector
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 SOCKET_MAX = 200
+"""Datagrams that wait in the socket of a frozen agent."""
+
 ASK_EVERY_S = 0.4
 REPORT_EVERY_S = 1.0
 PATHS = (PathId(CABLE), PathId(LAN))
@@ -177,9 +179,10 @@ class Node:
         """The agent goes on where it was: undone deeds first, then what waits for it, in either order with a tick."""
         if not self.frozen:
             return
-        self.frozen = False
         if self.paused:
+            self.world.at(0.05, self.thaw)
             return
+        self.frozen = False
         undone, self.undone = self.undone, []
         self.perform(undone)
         if self.agent is not None and self.rng.random() < 0.5:
@@ -193,6 +196,7 @@ class Node:
             return
         self.paused_at = self.world.now
         self.paused = True
+        self.world.holders.changed(self)
         self.world.at(seconds, self.resume)
 
     def resume(self) -> None:
@@ -220,8 +224,7 @@ class Node:
             if self.paused:
                 self.world.at(0.05, come)
             elif self.frozen:
-                if len(self.waiting) < SOCKET_MAX:
-                    self.waiting.append(what)
+                self.waiting.append(what)
             else:
                 what()
 
@@ -232,8 +235,7 @@ class Node:
         if self.agent is None:
             return
         if self.frozen:
-            if len(self.waiting) < SOCKET_MAX:
-                self.waiting.append(lambda: self.tell(kind, **facts))
+            self.waiting.append(lambda: self.tell(kind, **facts))
             return
         self.agent, actions = step(self.agent, kind(now=self.clock(), **facts), self.world.rows)
         if actions:
@@ -259,14 +261,15 @@ class Node:
         peer = self.peer
         network = self.world.network
         reachable = peer.machine_up and network.connected(0) and network.connected(1) and not peer.paused
-        engine.run(self.world.now, self.services, peer.engine if reachable else None)
         if not engine.up:
             if engine.reported is not None:
                 engine.reported = None
                 self.tell(ev.EngineLost)
             return
+        # Whom to follow is told at the attach; before it no full sync begins, and its beginning is reported at once.
         if self.world.now < engine.attached_at:
             return
+        engine.run(self.world.now, self.services, peer.engine if reachable else None)
         report = engine.report()
         if report != engine.reported or self.world.now - engine.reported_at >= REPORT_EVERY_S:
             engine.reported = report
@@ -349,7 +352,7 @@ class Node:
 
         def ask() -> None:
             if self.peer.holding and not self.peer.paused and network.peer_answers(self.number):
-                answers.append(f"02:00:00:00:00:0{self.peer.number}")
+                answers.insert(0, mac_of(self.peer.number))
             if network.foreign_answers(self.number):
                 answers.append(FOREIGN)
 
@@ -477,5 +480,11 @@ DEEDS: dict[type, Any] = {
     act.Alarm: Node._note,
     act.Moved: Node._note,
 }
+
+
+def mac_of(number: int) -> Mac:
+    """Of a node's interface of the cluster IP."""
+    return Mac(f"02:00:00:00:00:0{number}")
+
 
 STATIONS = (Station.PRIMARY, Station.SECONDARY)

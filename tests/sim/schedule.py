@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 
 from ha_agent.arbiter import events as ev
 from ha_agent.arbiter.state import Book, Fault
-from ha_agent.arbiter.step import INDEX, Index
 from ha_agent.arbiter.values import NO_EPOCH, Epoch, Phase, Policy
 from tests.sim.network import CABLE, LAN
 from tests.sim.world import FORMED, World
@@ -41,10 +40,10 @@ def kind_of(seed: int) -> str:
     return KINDS[seed % 3]
 
 
-def play(seed: int, *, rows: Index = INDEX) -> World:
+def play(seed: int) -> World:
     """Run the schedule of a seed; raises Violation."""
     rng = random.Random(seed * 7919 + 1)
-    world = make(seed, rng, rows)
+    world = make(seed, rng)
     faults = draw(rng, kind_of(seed))
     world.boot()
     world.run(FAULTS_FROM_S)
@@ -58,7 +57,7 @@ def play(seed: int, *, rows: Index = INDEX) -> World:
     return world
 
 
-def make(seed: int, rng: random.Random, rows: Index) -> World:
+def make(seed: int, rng: random.Random) -> World:
     """A pair: mostly one that was formed before, with a gateway, and sound data on both."""
     books = (FORMED, FORMED)
     if rng.random() < 0.15:
@@ -71,7 +70,6 @@ def make(seed: int, rng: random.Random, rows: Index) -> World:
         gateway=rng.random() < 0.8,
         preference=Policy.CONSISTENCY if rng.random() < 0.2 else Policy.AVAILABILITY,
         books=books,
-        rows=rows,
         boot_waits=(4.0, 8.0),
     )
 

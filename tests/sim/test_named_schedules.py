@@ -973,7 +973,9 @@ def test_contradicting_nodes_refuse_loudly_and_nobody_serves(name: str) -> None:
 
 @pytest.mark.req("R1.3")
 def test_a_contradicting_peer_does_not_disturb_the_one_that_serves() -> None:
-    world = World(1, identities=differing(station=Station.PRIMARY), books=(FORMED, Book(promised=Epoch(4))), boot_waits=(4.0, 8.0))
+    world = World(
+        1, identities=differing(station=Station.PRIMARY), books=(FORMED, Book(promised=Epoch(4))), boot_waits=(4.0, 8.0)
+    )
     world.boot(0)
     takes_over(world, 0, limit_s=9.0)
     world.boot(1)

@@ -19,7 +19,7 @@ from ha_agent.heartbeat.beat import Envelope, PathId
 from tests.sim.engine import EngineModel
 from tests.sim.holders import Holders
 from tests.sim.network import Network
-from tests.sim.node import STATIONS, Node
+from tests.sim.node import STATIONS, Node, mac_of
 
 RECENT = 64
 """Datagrams kept for replays."""
@@ -32,6 +32,8 @@ class Violation(AssertionError):
 class World:
     """Everything there is."""
 
+    table: Index = INDEX  # replaced by the mutation test
+
     def __init__(
         self,
         seed: int,
@@ -42,7 +44,6 @@ class World:
         preference: Policy = Policy.AVAILABILITY,
         identities: tuple[Identity, Identity] | None = None,
         books: tuple[Book, Book] | None = None,
-        rows: Index = INDEX,
         observe: bool = False,
         boot_waits: tuple[float, float] = (10.0, 60.0),
     ) -> None:
@@ -51,7 +52,7 @@ class World:
         self.now = 0.0
         self.queue: list[tuple[float, int, Callable[[], None]]] = []
         self.count = 0
-        self.rows = rows
+        self.rows = self.table
         self.network = Network(rng=self.rng, has_gateway=gateway)
         self.quiesce_fails = 0.0
         self.recent: list[tuple[int, Envelope, Beat]] = []
@@ -76,6 +77,7 @@ class World:
                     timeout_s=timeout_s,
                     beat_s=beat_s,
                     gateway=gateway,
+                    peer_mac=mac_of(1 - number),
                     policy=preference,
                     observe=observe,
                     drain_s=4.0,
