@@ -9,7 +9,7 @@
     costly                  not again before COST_SHARE of the time has paid for its last reading
 
 Paths are bytes, times monotonic seconds given by the caller. Every method is O(1) in the number of paths, except
-``due``, which looks at the open ones when their time has come. Not thread-safe.
+``due``, which looks at the open ones when their time has come, and ``doubt``. Not thread-safe.
 """
 
 from __future__ import annotations
@@ -181,6 +181,17 @@ class Settle:
             self._gone_first = now
         self._gone_last = now
         self._gone.setdefault(path, now)
+
+    def doubt(self, path: bytes) -> None:
+        """What stands below ``path`` is told anew (another directory, lost events): its files may be open no more.
+
+        Whoever is still writing says so again. A file that was taken for open would be left to a close that never comes.
+        """
+        below = path + b"/" if path else b""
+        for each in [each for each in self._open if each.startswith(below)]:
+            del self._open[each]
+            self._looks.pop(each, None)
+            self._grow.pop(each, None)
 
     def unit_changed(self, mailbox: bytes, path: bytes, now: float) -> None:
         """A message of a mailbox was closed, moved or removed."""

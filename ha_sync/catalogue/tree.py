@@ -81,7 +81,7 @@ class TreeCatalogue:
     """See the module. All methods block."""
 
     def __init__(self, path: str, *, ordered: bool = False) -> None:
-        """``ordered``: a loss of power may cost the last commits that were not durable, never an earlier durable one."""
+        """``ordered``: a loss of power may cost the last commits that were not durable, never a durable one."""
         self._path = path
         self._relaxed = "NORMAL" if ordered else "OFF"
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
@@ -254,10 +254,10 @@ class TreeCatalogue:
         return int(row[0])
 
     def file_inodes_below(self, path: bytes, *, limit: int) -> list[tuple[bytes, int]]:
-        """Paths and inodes of files strictly below a directory, where an inode is known."""
+        """Paths and inodes of files strictly below a directory; 0 where no inode is known."""
         key = _key(path)
         rows = self._connection.execute(
-            f"SELECT path, inode FROM entry WHERE type = {TYPE_FILE} AND inode > 0 AND path > ? AND path < ? LIMIT ?",
+            f"SELECT path, inode FROM entry WHERE type = {TYPE_FILE} AND path > ? AND path < ? LIMIT ?",
             (key + b"\0", key + b"\1", limit),
         )
         return [(_path(key), int(inode)) for key, inode in rows]
@@ -265,9 +265,7 @@ class TreeCatalogue:
     def rows(self, *, after: bytes | None = None, limit: int = 5000) -> list[tuple[Any, ...]]:
         """The next entries in walk order as they are stored (``_COLUMNS``, the key first), strictly after a key."""
         where, values = ("", (limit,)) if after is None else ("WHERE path > ? ", (after, limit))
-        return self._connection.execute(
-            f"SELECT {_COLUMNS} FROM entry {where}ORDER BY path LIMIT ?", values
-        ).fetchall()
+        return self._connection.execute(f"SELECT {_COLUMNS} FROM entry {where}ORDER BY path LIMIT ?", values).fetchall()
 
     def put_rows(self, rows: Iterable[Row]) -> None:
         """Inserts or replaces entries given as ``row_of`` makes them: the fast way for many."""

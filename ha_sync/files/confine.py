@@ -1,7 +1,7 @@
 """Opens paths below a dataset's root and nowhere else.
 
-Every path is relative bytes without empty, ``.`` or ``..`` components. Each component is opened with ``O_NOFOLLOW`` from
-its parent's descriptor, so neither a symlink in the way nor a rename during the walk leads outside. Blocking.
+Every path is relative bytes without empty, ``.`` or ``..`` components. Each component is opened with ``O_NOFOLLOW``
+from its parent's descriptor, so neither a symlink in the way nor a rename during the walk leads outside. Blocking.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from ha_proto.sync.v1 import replication_pb2 as pb
 from ha_sync.capture.tree import reading
 from ha_sync.core.dataset import DatasetState, Priority
 from ha_sync.core.position import Answer
+from ha_sync.errors import OperatorNeeded
 from ha_sync.files import watch
 from tests.support.tree_capture_model import Model, Pair, settings_of
 
@@ -266,7 +267,9 @@ async def test_a_configuration_written_line_by_line_is_shipped_once_and_whole(ro
         run(script, root)
         await pair.until(lambda: b"extensions.conf" in pair.model.things)
         groups = [g for g in pair.model.groups[seen:] if g]
-        assert [sorted(c.path for c in group) for group in groups] == [[b"extensions.conf", b"sip.conf"]]
+        # The root goes along: that a file was made in it moved its time.
+        assert [sorted(c.path for c in group) for group in groups] == [[b"", b"extensions.conf", b"sip.conf"]]
+        assert pair.model.things[b""].mtime_ns == root.stat().st_mtime_ns
         pair.assert_equal()
 
 
@@ -388,6 +391,67 @@ async def test_a_tree_that_was_emptied_halts_and_nothing_is_deleted_until_an_ope
         assert len(pair.model.things) == 62
         assert [e for e in pair.events if e[0] == "error"]
         await pair.source.resume(accept_deletes=True)
+        await pair.caught_up()
+        pair.assert_equal()
+
+
+async def test_a_barrier_says_that_a_guard_holds_the_changes_back(root, catalogue):
+    for number in range(60):
+        (root / f"f{number}").write_text(str(number))
+    async with Pair(settings_of(root), catalogue) as pair:
+        await pair.caught_up()
+        for number in range(60):
+            (root / f"f{number}").unlink()
+        with pytest.raises(OperatorNeeded, match="60 of 60 files are gone at once"):
+            await pair.source.settled()
+
+
+@pytest.mark.parametrize("move", ["directory", "files"])
+async def test_what_was_moved_to_other_names_is_not_taken_for_lost(root, catalogue, move):
+    (root / "d").mkdir()
+    for number in range(60):
+        (root / "d" / f"f{number}").write_text(str(number))
+    pair = await Pair(settings_of(root), catalogue).start()
+    await pair.caught_up()
+    _move_all(root, "d", "e", move)
+    await pair.caught_up()
+    pair.assert_equal()
+    await pair.stop()
+    _move_all(root, "e", "f", move)
+    again = await Pair(settings_of(root), catalogue, model=pair.model).start()
+    await again.caught_up()
+    again.assert_equal()
+    await again.stop()
+
+
+def _move_all(root, source, target, move):
+    if move == "directory":
+        os.rename(root / source, root / target)
+        return
+    (root / target).mkdir()
+    for name in os.listdir(root / source):
+        os.rename(root / source / name, root / target / name)
+    (root / source).rmdir()
+
+
+@pytest.mark.req("R20", "R22")
+async def test_a_directory_that_is_replaced_while_its_files_are_on_their_way_loses_them_on_the_standby(
+    root, catalogue, tmp_path
+):
+    (root / "d").mkdir()
+    async with Pair(settings_of(root), catalogue) as pair:
+        await pair.caught_up()
+        pair.acknowledging = False
+        for name in ("x", "y"):
+            (root / "d" / name).write_text(name)
+        await pair.until(lambda: {b"d/x", b"d/y"} <= pair.model.things.keys())
+        # Nothing is acknowledged yet, so no catalogue knows these files when the new directory is scanned.
+        os.rename(root / "d", tmp_path / "away")
+        (root / "d").mkdir()
+        (root / "d" / "z").mkdir()
+        await pair.until(lambda: b"d/z" in pair.model.things and not pair.source._scans)
+        pair.acknowledging = True
+        pair.session.acknowledge(pair.model.applied)
         await pair.caught_up()
         pair.assert_equal()
 

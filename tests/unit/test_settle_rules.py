@@ -174,3 +174,16 @@ def test_whatever_happened_is_due_in_the_end_and_the_timer_says_when(happened, q
         seen |= set(settle.due(now).ready)
     assert settle.next_at() == math.inf
     assert seen == expected
+
+
+@pytest.mark.parametrize("path", [b"d", b""])
+def test_what_was_open_below_a_directory_that_is_another_one_now_is_open_no_more(path):
+    settle = made(growing=True)
+    settle.opened(b"d/a", 1.0)
+    settle.modified(b"d/a", 1.0)
+    settle.opened(b"de/b", 1.0)
+    settle.doubt(path)
+    assert not settle.is_open(b"d/a")
+    assert settle.is_open(b"de/b") is (path == b"d")
+    due = settle.due(1.5)
+    assert b"d/a" not in {*due.ready, *due.look, *due.grow}

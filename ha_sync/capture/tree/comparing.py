@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 from ha_proto.sync.v1 import replication_pb2 as pb
 from ha_sync.capture.tree.journal import Journal
+from ha_sync.capture.tree.losses import COUNTED_MAX
 from ha_sync.capture.tree.rules import Rules
 from ha_sync.capture.tree.scan import Local, Walk
 from ha_sync.catalogue.tree import TYPE_DIRECTORY, TYPE_FILE, TYPE_SYMLINK, Entry, TreeCatalogue, key_of, path_of
@@ -74,6 +75,8 @@ class Comparison:
             return
         if here is None:
             self.gone_files += entry.type == TYPE_FILE
+            if len(self._journal.counted) < COUNTED_MAX:
+                self._journal.counted.add(entry.path)
             self._differs(entry)
         elif not (own is not None and _proves(own, here[1]) and _equal(own, entry, here[1])):
             self._differs(entry)
@@ -148,7 +151,7 @@ def _proves(own: Entry, status: os.stat_result) -> bool:
 
 
 def _equal(own: Entry, theirs: Entry, status: os.stat_result) -> bool:
-    """Whether the Standby's object is as ours is now; a directory's times change with its content and do not count."""
+    """Whether the Standby's object is as ours is now."""
     return (
         own.type == theirs.type
         and theirs.mode == stat.S_IMODE(status.st_mode)
@@ -157,5 +160,5 @@ def _equal(own: Entry, theirs: Entry, status: os.stat_result) -> bool:
         and own.xattrs == theirs.xattrs
         and own.hash == theirs.hash
         and own.link_target == theirs.link_target
-        and (own.type == TYPE_DIRECTORY or theirs.mtime_ns == status.st_mtime_ns)
+        and theirs.mtime_ns == status.st_mtime_ns
     )

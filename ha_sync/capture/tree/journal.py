@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ha_sync.capture.tree.reading import Outcome
-from ha_sync.catalogue.tree import Row, TreeCatalogue
+from ha_sync.catalogue.tree import NOTHING_SENT, Row, TreeCatalogue
 from ha_sync.core.position import Epoch, Incarnation, Position, Sequence, new_incarnation
 
 LIVE_MAX = 20_000
@@ -51,9 +51,11 @@ class Journal:
         self.held: dict[bytes, float] = {}
         self._flights: deque[Flight] = deque()
         self._flying: dict[bytes, int] = {}  # path: groups in flight that hold it
+        self._marks: dict[bytes, Sequence] = {}  # path: the newest mark that a group in flight brings up to date
         self._falling: dict[bytes, int] = {}  # directories being deleted
         self.building: set[bytes] = set()  # paths of the group that is being read
         self.building_falls: set[bytes] = set()  # directories that it deletes
+        self.counted: set[bytes] = set()  # paths whose loss was judged, until the Standby has lost them too
         self.resend: set[bytes] = set()  # what the Standby has of these cannot be used: sent whole
         self.acknowledged = Sequence(0)
         self.sent = Sequence(0)
@@ -171,6 +173,12 @@ class Journal:
                     return True
         return False
 
+    def flying_below(self, path: bytes) -> list[bytes]:
+        """Paths of what is in flight or being read at and below ``path``: no catalogue tells of them yet."""
+        below = path + b"/" if path else b""
+        paths = (*self._flying, *self.building)
+        return [each for each in paths if each.startswith(below) or each == path]
+
     def built(self) -> None:
         """The group that was being read is complete, or dropped."""
         self.building = set()
@@ -185,7 +193,7 @@ class Journal:
             self._cursor = page[-1][1]
             self.bulk = max(0, self.bulk - len(page))
             for path, sequence in page:
-                if path in self.live or path in self.held:
+                if path in self.live or path in self.held or self._marks.get(path, NOTHING_SENT) >= sequence:
                     continue
                 if self.flies(path):
                     self.held[path] = 0.0
@@ -209,6 +217,7 @@ class Journal:
         """A group was handed to the stream."""
         self._flights.append(Flight(sequence=sequence, outcomes=tuple(outcomes)))
         for outcome in outcomes:
+            self._marks[outcome.path] = max(outcome.mark, self._marks.get(outcome.path, NOTHING_SENT))
             if not outcome.sent:
                 continue
             self._flying[outcome.path] = self._flying.get(outcome.path, 0) + 1
@@ -235,6 +244,8 @@ class Journal:
 
     def _landed(self, flight: Flight) -> None:
         for outcome in flight.outcomes:
+            if self._marks.get(outcome.path, NOTHING_SENT) <= outcome.mark:
+                self._marks.pop(outcome.path, None)
             if outcome.sent:
                 _less(self._flying, outcome.path)
                 if outcome.row is None:
@@ -249,6 +260,7 @@ class Journal:
                 if outcome.row is not None:
                     rows.append(outcome.row)
                     continue
+                self.counted.discard(outcome.path)
                 # In order: a directory that was removed and made again keeps what came after.
                 catalogue.put_rows(rows)
                 rows = []
@@ -267,6 +279,7 @@ class Journal:
         self.built()
         self._flights.clear()
         self._flying.clear()
+        self._marks.clear()
         self._falling.clear()
         self._cursor = Sequence(0)
         self.bulk = self._catalogue.dirty_count()
@@ -279,6 +292,7 @@ class Journal:
             self._catalogue.mark_dirty((path, self.next_sequence()) for path in self._flying)
         self.live.clear()
         self.held.clear()
+        self.counted.clear()
         self.bulk = self._catalogue.dirty_count()
 
     # ---- compare
@@ -287,9 +301,11 @@ class Journal:
         """A compare begins: what is dirty is found anew."""
         self.live.clear()
         self.held.clear()
+        self.counted.clear()
         self.built()
         self._flights.clear()
         self._flying.clear()
+        self._marks.clear()
         self._falling.clear()
         self._cursor = Sequence(self._captured)
         self.bulk = 0

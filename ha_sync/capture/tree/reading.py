@@ -2,26 +2,27 @@
 
 A file is read between two looks at its metadata; if it changed meanwhile it is read again, a few times, and then sent
 as it was read and named in ``again`` (what was appended after the first look does not disturb). The hash that goes with
-a file is always that of the bytes that were sent. Objects that cannot be read are counted and left alone.
+a file is always that of the bytes that were sent. Objects that cannot be read are counted and left alone. What vanishes
+while the group is read is not deleted by it, but named in ``again``: a group deletes only what ``losses`` told before.
 
-Order of a group: directories before what they hold, a mailbox's ``.txt`` after its audio, deletions last (but before an
-object of another type takes the path). ``copy_from`` and blocks that are not sent refer to the state before the group.
-Blocking; belongs to the dataset's thread.
+Order of a group: directories before what they hold, a mailbox's ``.txt`` after its audio, deletions (but before an
+object of another type takes the path), and last the times of the directories that were touched. ``copy_from`` and
+blocks that are not sent refer to the state before the group. Blocking; belongs to the dataset's thread.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-
-import xxhash
 
 from ha_proto.sync.v1 import replication_pb2 as pb
 from ha_sync.capture.tree.frames import FrameBuilder
 from ha_sync.capture.tree.growth import Growth
+from ha_sync.capture.tree.pieces import Pieces, hashed, zero_hash
 from ha_sync.catalogue.tree import (
     COPY_SOURCE_MIN,
     TYPE_DIRECTORY,
@@ -50,7 +51,6 @@ RACY_NS = 20_000_000
 
 NO_SEQUENCE = Sequence(0)
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
-_zero_hashes: dict[int, bytes] = {}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -87,15 +87,6 @@ class Met:
     errors: list[tuple[bytes, str]] = field(default_factory=list)
 
 
-def zero_hash(length: int) -> bytes:
-    """The block hash of ``length`` zero bytes."""
-    if length not in _zero_hashes:
-        if len(_zero_hashes) >= 64:
-            _zero_hashes.clear()
-        _zero_hashes[length] = block_hash(bytes(length))
-    return _zero_hashes[length]
-
-
 def moved_on(before: os.stat_result, after: os.stat_result) -> bool:
     """Whether the file changed between two looks."""
     return (
@@ -124,7 +115,7 @@ class Reader:
 
 
 class Group:
-    """One group. Run ``steps`` to its end; then ``outcomes`` says what it means."""
+    """One group. Ask ``losses``, run ``steps`` to its end; then ``outcomes`` says what it means."""
 
     def __init__(self, reader: Reader, builder: FrameBuilder) -> None:
         self._reader = reader
@@ -137,14 +128,23 @@ class Group:
         self._replaced: set[bytes] = set()  # objects that another type of object takes the place of
         self.outcomes: list[Outcome] = []
 
+    def losses(self, items: list[Item]) -> list[bytes]:
+        """What the items would delete on the Standby, with all below: gone, or something else took its place."""
+        known = self._catalogue.entries_of(item.path for item in items)
+        if not self._reader.whole:
+            self._entries = {path: entry for path, entry in known.items() if path not in self._reader.resend}
+        lost: list[bytes] = []
+        for item in items:
+            entry = known.get(item.path)
+            if entry is not None and (_is_gone(item) or _takes_place(item, entry)):
+                lost.append(item.path)
+        return lost
+
     def steps(self, items: list[Item]) -> Iterator[None]:
         """Adds the changes of all items; yields when the builder's frame must be taken."""
         gone: list[Item] = []
-        if not self._reader.whole:
-            resend = self._reader.resend
-            self._entries = self._catalogue.entries_of(i.path for i in items if i.path not in resend)
         for item in items:
-            if item.status is None or object_type(item.status.st_mode) == TYPE_SPECIAL:
+            if item.status is None or _is_gone(item):
                 gone.append(item)
                 continue
             try:
@@ -155,13 +155,31 @@ class Group:
                 else:
                     yield from self._object(item, item.status)
             except (FileNotFoundError, NotADirectoryError):
-                gone.append(item)
+                self._met.again.append(item.path)
             except (OSError, HaSyncError) as error:
                 self._unreadable(item, error)
         for item in sorted(gone, key=lambda item: key_of(item.path), reverse=True):
             if self.builder.lacks_room(0):
                 yield
             self._gone(item)
+        yield from self._touched(items)
+
+    def _touched(self, items: list[Item]) -> Iterator[None]:
+        """What happened in a directory moved its time: it goes along, after everything that happens there."""
+        parents = {item.path.rpartition(b"/")[0] for item in items if item.path} - self._put
+        known = self._catalogue.entries_of(parents) if not self._reader.whole else {}
+        for parent in sorted(parents, key=key_of):
+            try:
+                status = self._root.lstat(parent)
+            except (OSError, HaSyncError):
+                continue
+            entry = known.get(parent)
+            stands = parent in self._reader.directories if entry is None else entry.type == TYPE_DIRECTORY
+            if stands and stat.S_ISDIR(status.st_mode) and (entry is None or entry.mtime_ns != status.st_mtime_ns):
+                if self.builder.lacks_room(0):
+                    yield
+                with contextlib.suppress(OSError, HaSyncError):
+                    self._directory(Item(path=parent), entry, moves=False)
 
     def _is_plain(self, item: Item, status: os.stat_result) -> bool:
         """A small file in a directory that the Standby has: the usual case, spared the generators."""
@@ -275,17 +293,16 @@ class Group:
         self._reader.leaves(parent)
         yield from self._object(Item(path=parent, mark=self._reader.sequence), self._root.lstat(parent))
 
-    def _directory(self, item: Item, entry: Entry | None) -> None:
+    def _directory(self, item: Item, entry: Entry | None, *, moves: bool = True) -> None:
+        """``moves``: a later change of the same directory waits until this one is acknowledged."""
         fd = self._root.directory(item.path)
         status = os.fstat(fd)
         xattrs = self._xattrs(fd)
-        same = entry is not None and (entry.mode, entry.uid, entry.gid, entry.xattrs) == (
-            stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, xattrs
-        )  # fmt: skip
+        same = entry is not None and _same_metadata(entry, status, xattrs)
         if not same:
             self.change(item, status, xattrs, PUT if entry is None else META, type=TYPE_DIRECTORY)
         self._reader.directories.add(item.path)
-        self._done(item, status, TYPE_DIRECTORY, xattrs, sent=not same)
+        self._done(item, status, TYPE_DIRECTORY, xattrs, sent=not same and moves)
 
     def _symlink(self, item: Item, status: os.stat_result, entry: Entry | None) -> None:
         target = self._root.readlink(item.path)
@@ -381,7 +398,7 @@ class Group:
     def _large(self, fd: int, item: Item, status: os.stat_result, entry: Entry | None) -> Iterator[None]:
         size = status.st_size
         step = block_size_for(size)
-        hashes = _hashed(fd, status, step)
+        hashes = hashed(fd, status, step)
         content = whole_hash(hashes, size)
         xattrs = self._xattrs(fd)
         same, metadata = _compared(entry, content, status, xattrs)
@@ -394,10 +411,10 @@ class Group:
                 item, status, xattrs, PUT, type=TYPE_FILE, size=size, hash=content, block_size=step, copy_from=source
             )
         else:
-            piece = _Piece(self, item, status, xattrs=xattrs, content=content, step=step)
-            for _ in piece.send(fd, hashes, have):
+            pieces = Pieces(self, item, status, xattrs=xattrs, content=content, step=step)
+            for _ in pieces.send(fd, hashes, have):
                 yield
-            hashes, content = piece.hashes, piece.content
+            hashes, content = pieces.hashes, pieces.content
         self._reader.growing.pop(item.path, None)
         if moved_on(status, os.fstat(fd)):
             self._met.again.append(item.path)
@@ -452,78 +469,14 @@ class Group:
         self.outcomes.append(Outcome(path=item.path, mark=item.mark, row=row, sent=sent))
 
 
-class _Piece:
-    """Sends the blocks of one large file that the Standby lacks."""
+def _is_gone(item: Item) -> bool:
+    """Nothing stands there, or nothing that is replicated."""
+    return item.status is None or object_type(item.status.st_mode) == TYPE_SPECIAL
 
-    def __init__(
-        self, group: Group, item: Item, status: os.stat_result, *, xattrs: bytes, content: bytes, step: int
-    ) -> None:
-        self._add = group.change
-        self._builder = group.builder
-        self._item, self._status, self._xattrs, self._step = item, status, xattrs, step
-        self._blocks: list[int] = []
-        self._zeros: list[int] = []
-        self._kept = 0
-        self.content = content
-        self.hashes = b""
 
-    def send(self, fd: int, hashes: bytes, have: bytes) -> Iterator[None]:
-        size, step = self._status.st_size, self._step
-        final = bytearray(hashes)
-        for number in range(len(hashes) // HASH_BYTES):
-            place = slice(number * HASH_BYTES, number * HASH_BYTES + HASH_BYTES)
-            wanted, length = hashes[place], min(step, size - number * step)
-            if have[place] == wanted:
-                continue
-            if wanted == zero_hash(length):
-                self._zeros.append(number)
-                continue
-            if length > FRAME_TARGET_BYTES:
-                final[place] = yield from self._cut(fd, number, length)
-                continue
-            if self._builder.used and self._builder.used + length > FRAME_TARGET_BYTES:
-                if self._blocks or self._zeros:
-                    self._close(more=True)
-                yield
-            view = self._builder.place(length)
-            got = os.preadv(fd, [view], number * step)
-            if got < length:
-                # Cut short under our eyes: zeros stand for what is gone, the next reading mends it.
-                view[got:] = bytes(length - got)
-            self._builder.keep(length)
-            self._kept += length
-            self._blocks.append(number)
-            final[place] = block_hash(view)
-        self.hashes = bytes(final)
-        self.content = whole_hash(self.hashes, size)
-        self._close(more=False)
-
-    def _cut(self, fd: int, number: int, length: int) -> Generator[None, None, bytes]:
-        """A block that is larger than a frame: its bytes in several pieces; answers its hash."""
-        if self._blocks or self._zeros:
-            self._close(more=True)
-        hasher = xxhash.xxh3_128()
-        for offset in range(0, length, FRAME_TARGET_BYTES):
-            if not self._builder.empty:
-                yield
-            part = min(FRAME_TARGET_BYTES, length - offset)
-            view = self._builder.place(part)
-            got = os.preadv(fd, [view], number * self._step + offset)
-            if got < part:
-                view[got:] = bytes(part - got)
-            self._builder.keep(part)
-            self._kept, self._blocks = part, [number]
-            hasher.update(view)
-            self._close(more=True, offset=offset)
-        return hasher.digest()
-
-    def _close(self, *, more: bool, offset: int = 0) -> None:
-        self._add(
-            self._item, self._status, self._xattrs, PUT, type=TYPE_FILE, size=self._status.st_size,
-            hash=self.content, block_size=self._step, blocks=self._blocks, zero_blocks=self._zeros,
-            payload_bytes=self._kept, offset=offset, more=more,
-        )  # fmt: skip
-        self._blocks, self._zeros, self._kept = [], [], 0
+def _takes_place(item: Item, entry: Entry) -> bool:
+    """Whether something else stands where a directory was, which goes with all it held."""
+    return entry.type == TYPE_DIRECTORY and item.status is not None and not stat.S_ISDIR(item.status.st_mode)
 
 
 def _compared(entry: Entry | None, content: bytes, status: os.stat_result, xattrs: bytes) -> tuple[bool, bool]:
@@ -541,32 +494,3 @@ def _same_metadata(entry: Entry, status: os.stat_result, xattrs: bytes) -> bool:
         and entry.gid == status.st_gid
         and entry.xattrs == xattrs
     )
-
-
-def _hashed(fd: int, status: os.stat_result, step: int) -> bytes:
-    """Block hashes of the first ``st_size`` bytes; holes are not read, what is missing counts as zeros."""
-    size = status.st_size
-    sparse = status.st_blocks * 512 < size
-    buffer = memoryview(bytearray(step))
-    parts: list[bytes] = []
-    data = 0
-    for start in range(0, size, step):
-        length = min(step, size - start)
-        if sparse and data < start + length and data <= start:
-            data = _next_data(fd, start, size)
-        if sparse and data >= start + length:
-            parts.append(zero_hash(length))
-            continue
-        view = buffer[:length]
-        got = os.preadv(fd, [view], start)
-        if got < length:
-            view[got:] = bytes(length - got)
-        parts.append(block_hash(view))
-    return b"".join(parts)
-
-
-def _next_data(fd: int, start: int, size: int) -> int:
-    try:
-        return os.lseek(fd, start, os.SEEK_DATA)
-    except OSError:
-        return size  # no data after this: a hole to the end

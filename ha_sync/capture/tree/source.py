@@ -223,12 +223,15 @@ class TreeSource:
         drained = self._watcher.drain()
         if drained.lost:
             self._report("warning", "file events were lost: the tree is scanned again", {})
+            self._settle.doubt(b"")
             self._scan(b"", noticed=now)
         if drained.events:
             self._hear(self._hearing.hear(drained.events, now), now)
 
     def _hear(self, heard: Heard, now: float) -> None:
         watcher = self._watcher
+        for path in (*heard.forget, *heard.scan):
+            self._settle.doubt(path)
         if heard.forget and watcher is not None and self._executor is not None:
             for path in heard.forget:
                 # In order before any scan that follows: the same directory under its new name has the same watch.
@@ -459,10 +462,16 @@ class TreeSource:
             await passed.wait()
 
     def _cover(self) -> Position | None:
-        """The position that covers everything noticed; None while something is held or the bulk is not handed out."""
+        """The position that covers everything noticed; None while something is held back or not handed out."""
         journal = self.worker.journal
         journal.hold()
-        if journal.synced_at is None or journal.held or journal.bulk or self.worker.growing_due:
+        if (
+            self.worker.halted
+            or journal.synced_at is None
+            or journal.held
+            or journal.bulk
+            or self.worker.appending.is_due
+        ):
             return None
         if self.worker.idle:
             # Numbers that were reserved and never used (a restart) belong to no change: nobody acknowledges them.
@@ -515,7 +524,7 @@ class TreeSource:
                 ("too_long", tally.too_long),
                 ("unreadable", tally.unreadable + worker.met.unreadable),
                 ("watches", watches),
-                ("growing", len(worker.growing)),
+                ("growing", len(worker.appending.files)),
             ),
         )
 

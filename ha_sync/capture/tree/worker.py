@@ -6,6 +6,7 @@ the other: live changes first, then growing files, then the bulk of a sync. Time
 
 from __future__ import annotations
 
+import enum
 import os
 import stat
 import time
@@ -13,16 +14,17 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from ha_sync.capture.settle import Due
+from ha_sync.capture.tree.appending import Appending
 from ha_sync.capture.tree.comparing import Comparison
 from ha_sync.capture.tree.frames import FrameBuilder, frames_of, nothing
-from ha_sync.capture.tree.growth import GROW_RESTART_MAX, GROWING_MAX, Growth
 from ha_sync.capture.tree.guard import MASS_MIN, RootGuard, boot_id
 from ha_sync.capture.tree.journal import Journal, Notice
 from ha_sync.capture.tree.losses import Losses
-from ha_sync.capture.tree.reading import GROW, Group, Item, Met, Reader
-from ha_sync.capture.tree.rules import LOCK, Rules, unit_order
+from ha_sync.capture.tree.mailboxes import Mailboxes, Relocked
+from ha_sync.capture.tree.reading import Group, Item, Met, Reader
+from ha_sync.capture.tree.rules import Rules, unit_order
 from ha_sync.capture.tree.scan import Tally, Walk, Watch, differences
-from ha_sync.catalogue.tree import COPY_SOURCE_MIN, TYPE_FILE, TreeCatalogue, key_of
+from ha_sync.catalogue.tree import COPY_SOURCE_MIN, TreeCatalogue, key_of
 from ha_sync.config import TreeSettings
 from ha_sync.core.frame import FRAME_TARGET_BYTES, Frame
 from ha_sync.core.position import Epoch, Position, Sequence
@@ -39,15 +41,6 @@ MISSING_MAX = 100_000
 
 
 @dataclass(slots=True, kw_only=True)
-class Relocked:
-    """A mailbox found locked when it was to be read: it waits again."""
-
-    mailbox: bytes
-    folder: bytes
-    paths: dict[bytes, float] = field(default_factory=dict)
-
-
-@dataclass(slots=True, kw_only=True)
 class Told:
     """What the event loop learns from a piece of work."""
 
@@ -58,6 +51,14 @@ class Told:
     relocked: list[Relocked] = field(default_factory=list)
     linked: bool = False  # a file with several names changed: its other names must be looked for
     reports: list[tuple[str, str, dict[str, object]]] = field(default_factory=list)
+
+
+class Accepted(enum.Enum):
+    """How far what an operator accepted with ``--accept-deletes`` has come; the next loss is judged again."""
+
+    NOTHING = enum.auto()
+    BEING_FOUND = enum.auto()
+    BEING_SENT = enum.auto()
 
 
 class TreeWorker:
@@ -71,22 +72,21 @@ class TreeWorker:
         self.root: Root | None = None
         self.guard: RootGuard | None = None
         self.halted = ""
-        self._losses = Losses(self.catalogue, self._status)
+        self.appending = Appending(self.catalogue, self.journal)
+        self._mailboxes = Mailboxes(rules)
+        self._losses = Losses(self.catalogue, self.journal.counted, self._status)
         self.told = Told()
         self.tally = Tally()
         self.met = Met()
-        self.growing: dict[bytes, Growth] = {}
         self.session = 0
         self._directories: set[bytes] = set()
-        self._grow: dict[bytes, None] = {}
         self._current: Iterator[Frame] | None = None
         self._comparison: Comparison | None = None
         self.is_open: Callable[[bytes], bool] = lambda _: False  # a file that is being written: it is read when closed
         self._whole_until = Sequence(0)
         self._continued = False
         self._stored_acknowledged = Sequence(0)
-        self._accept_deletes = False
-        self._overdue: set[bytes] = set()  # mailboxes that were locked for too long: read as they are
+        self._accepted = Accepted.NOTHING
         self._warned: set[bytes] = set()
 
     # ---- life
@@ -131,6 +131,7 @@ class TreeWorker:
 
     def leave_root(self) -> None:
         """Closes the root's descriptors."""
+        self._drop_current()
         if self.root is not None:
             self.root.close()
             self.root = None
@@ -139,7 +140,6 @@ class TreeWorker:
         """A guard stops the dataset: nothing is sent until an operator resumes it."""
         if not self.halted:
             self.halted = reason
-            self._drop_current()
             self.told.reports.append(
                 ("error", "dataset halted: nothing is deleted on the standby", {"reason": reason, "hint": RESUME_HINT})
             )
@@ -157,7 +157,7 @@ class TreeWorker:
             self.guard.adopt()
         elif reason := self.guard.enter():
             self.halt(reason)
-        self._accept_deletes = accept_deletes
+        self._accepted = Accepted.BEING_FOUND if accept_deletes else Accepted.NOTHING
         self.journal.forget_dirty()
         return True
 
@@ -177,6 +177,7 @@ class TreeWorker:
                 hint = 'declare it as a dataset of its own: kind = "sqlite"'
                 fields = {"path": os.fsdecode(path), "hint": hint}
                 self.told.reports.append(("warning", "a SQLite database inside a tree", fields))
+        self.told.logs, self.appending.logs = self.appending.logs, []
         met.again, met.costs, met.errors, met.databases = [], [], [], []
         told, self.told = self.told, Told()
         return told
@@ -194,10 +195,10 @@ class TreeWorker:
             for path, noticed in unit.paths.items():
                 self._mark(path, noticed)
             if unit.overdue:
-                self._overdue.add(unit.mailbox)
+                self._mailboxes.is_overdue(unit.mailbox)
                 self._report_overdue(unit.mailbox)
         for path in due.grow:
-            self._grow[path] = None
+            self.appending.grew(path)
         for path in due.look:
             self._look(path)
         self._judge(list(due.ready) + [path for unit in due.units for path in unit.paths])
@@ -233,18 +234,22 @@ class TreeWorker:
             if status is None:
                 gone.append(path)
                 continue
-            self._losses.appeared(path, status.st_ino)
+            self._losses.stands(path, status.st_ino)
             # A change through one name of a file is told for that name only.
             self.told.linked = self.told.linked or (status.st_nlink > 1 and stat.S_ISREG(status.st_mode))
+        self._may_go(gone)
+
+    def _may_go(self, gone: list[bytes]) -> bool:
+        """Whether the guard lets these go; halts where it does not."""
         if gone and (files := self._losses.files(gone)):
             self._deleting(files)
+        return not self.halted
 
     def _deleting(self, files: int) -> None:
         assert self.guard is not None
-        reason = self.guard.deleting(files, now=time.monotonic())
-        if self._accept_deletes:
-            return
-        reason = self.guard.look() or reason
+        reason = self.guard.look()
+        if not reason and self._accepted is Accepted.NOTHING:
+            reason = self.guard.deleting(files, now=time.monotonic())
         if reason:
             self.halt(reason)
 
@@ -260,30 +265,45 @@ class TreeWorker:
         if self.root is None:
             return
         walk = Walk(self.root, self._rules, watch)
-        if not self.journal.peer_known:
+        if self.journal.peer_known:
+            self._find_overtaken(path, noticed)
+            yield from self._compared(walk, path, noticed)
+        else:
             yield from self._watch_only(walk, path)
-            return
+        self._count(walk.tally, path)
+        if not path and self._accepted is Accepted.BEING_FOUND:
+            self._accepted = Accepted.BEING_SENT
+
+    def _find_overtaken(self, path: bytes, noticed: float) -> None:
+        """Marks what is on its way and gone: the catalogue, which a scan is compared with, does not know it yet."""
+        self._rooted().forget()
+        below = path + b"/" if path else b""
+        growing = [each for each in self.appending.files if each.startswith(below) or each == path]
+        for each in {*self.journal.flying_below(path), *growing}:
+            if self._status(each) is None:
+                self._mark(each, noticed)
+
+    def _compared(self, walk: Walk, path: bytes, noticed: float) -> Iterator[None]:
         missing: list[bytes] = []
-        missing_files = 0
         for found in differences(self.catalogue, walk, path, self.journal.flies):
             if found is not None:
+                for each in found.changed:
+                    self._losses.is_back(each)
                 for each, inode in found.appeared:
-                    self._losses.appeared(each, inode)
-                self._found(found.changed, noticed)
+                    self._losses.stands(each, inode)
+                # What is being written is read when it is closed.
+                self._found(tuple(each for each in found.changed if not self.is_open(each)), noticed)
                 missing += found.missing
-                missing_files += found.missing_files
                 if len(missing) > MISSING_MAX:
-                    self._lost(missing, missing_files)
-                    missing, missing_files = [], 0
+                    self._lost(missing)
+                    missing = []
             yield
-        self._lost(missing, missing_files)
-        self._count(walk.tally, path)
+        self._lost(missing)
 
     def _watch_only(self, walk: Walk, path: bytes) -> Iterator[None]:
         for steps, _ in enumerate(walk.below(path), 1):
             if steps % 500 == 0:
                 yield
-        self._count(walk.tally, path)
 
     def _count(self, tally: Tally, path: bytes) -> None:
         if not path:
@@ -296,7 +316,6 @@ class TreeWorker:
             self.tally.objects += tally.objects
 
     def _found(self, paths: tuple[bytes, ...], noticed: float) -> None:
-        paths = tuple(path for path in paths if not self.is_open(path))
         if noticed and len(self.journal.live) + len(paths) <= GROUP_CHANGES_MAX:
             for path in paths:
                 self._mark(path, noticed)
@@ -304,21 +323,17 @@ class TreeWorker:
         with self.catalogue.transaction(durable=False):
             self.journal.mark_bulk(path for path in paths if path not in self.journal.live)
 
-    def _lost(self, missing: list[bytes], files: int) -> None:
-        if not missing:
-            return
-        if files >= MASS_MIN:
-            files = self._losses.files(missing)
-        if files:
-            self._deleting(files)
-        self._found(tuple(missing), 0.0)
+    def _lost(self, missing: list[bytes]) -> None:
+        if missing:
+            self._may_go(missing)
+            self._found(tuple(missing), 0.0)
 
     # ---- sessions
 
     def begin(self, applied: Position, *, resume: bool) -> None:
         """A session begins."""
         self._drop_current()
-        self.growing.clear()
+        self.appending.files.clear()
         self._directories.clear()
         journal = self.journal
         if resume:
@@ -329,13 +344,8 @@ class TreeWorker:
         self._continued = False
 
     @property
-    def growing_due(self) -> bool:
-        """Whether appended bytes wait to be sent."""
-        return bool(self._grow)
-
-    @property
     def idle(self) -> bool:
-        """Whether the Standby has everything that was ever noticed. A group that is half handed out is not there yet."""
+        """Whether the Standby has everything that was ever noticed; a group that is half handed out is not there."""
         return self._current is None and self.journal.peer_known and self.journal.idle
 
     def acknowledge(self, sequence: Sequence) -> None:
@@ -371,7 +381,7 @@ class TreeWorker:
         """The Standby cannot use what it has of these."""
         for path in paths:
             components(path)  # it came from outside
-            self.growing.pop(path, None)
+            self.appending.files.pop(path, None)
             self._directories.discard(path)
         with self.catalogue.transaction(durable=False):
             self.catalogue.remove_entries(paths)
@@ -394,7 +404,8 @@ class TreeWorker:
         """The next frames; empty where there is nothing to send."""
         frames: list[Frame] = []
         size = 0
-        while size < FRAME_TARGET_BYTES and not self.halted:
+        # A group that was begun is finished after a halt too: the guard let all that it deletes go.
+        while size < FRAME_TARGET_BYTES and (self._current is not None or not self.halted):
             if self._current is None:
                 if frames:
                     break
@@ -419,9 +430,8 @@ class TreeWorker:
         self.told.notices += journal.release()
         if journal.live:
             return self._live_group()
-        if self._grow and (steps := self._grow_steps()) is not None:
-            return steps
-        self._grow.clear()
+        if paths := self.appending.take():
+            return self._append_group(paths)
         if bulk := journal.take_bulk(GROUP_CHANGES_MAX):
             return self._bulk_group(bulk)
         if journal.synced_at is None and not journal.held:
@@ -429,6 +439,8 @@ class TreeWorker:
             journal.end_sync()
         if journal.sent < journal.captured.sequence and not journal.held:
             return self._nothing_group()
+        if self._accepted is Accepted.BEING_SENT and not journal.held:
+            self._accepted = Accepted.NOTHING
         return None
 
     def _consistent(self, sequence: Sequence) -> bool:
@@ -446,15 +458,15 @@ class TreeWorker:
         items: list[Item] = []
         size = 0
         for path, (sequence, noticed) in journal.live.items():
-            if self._is_enough(len(items), size) and not self._continues(items, path):
+            if self._is_enough(len(items), size) and not self._mailboxes.continues(items, path):
                 break
             status = self._status(path)
             items.append(Item(path=path, mark=sequence, noticed=noticed, status=status))
             size += status.st_size if status is not None else 0
         last = items[-1].mark
-        items = self._with_units(items)
         for item in items:
             del journal.live[item.path]
+        items = self._with_units(items)
         journal.leave((item.path, item.mark) for item in items)
         return self._group(items, last)
 
@@ -462,7 +474,7 @@ class TreeWorker:
         items: list[Item] = []
         size = 0
         for path, mark in taken:
-            if self._is_enough(len(items), size) and not self._continues(items, path):
+            if self._is_enough(len(items), size) and not self._mailboxes.continues(items, path):
                 self.journal.put_back(items[-1].mark, len(taken) - len(items))
                 break
             status = self._status(path)
@@ -470,14 +482,14 @@ class TreeWorker:
             size += status.st_size if status is not None else 0
         return self._group(self._with_units(items), self.journal.next_sequence(), copy_from_size=BULK_COPY_MIN)
 
+    def _with_units(self, items: list[Item]) -> list[Item]:
+        items, waiting = self._mailboxes.units(self._rooted(), items)
+        self.told.relocked += waiting
+        return items
+
     @staticmethod
     def _is_enough(count: int, size: int) -> bool:
         return count >= GROUP_CHANGES_MAX or size >= GROUP_BYTES_MAX
-
-    def _continues(self, items: list[Item], path: bytes) -> bool:
-        """Whether the path belongs to the same mailbox as the last item: a unit is never cut."""
-        mailbox = self._rules.mailbox_of(path)
-        return mailbox is not None and mailbox == self._rules.mailbox_of(items[-1].path)
 
     def _status(self, path: bytes) -> os.stat_result | None:
         parent, _, name = path.rpartition(b"/")
@@ -494,7 +506,7 @@ class TreeWorker:
     ) -> Iterator[Frame]:
         journal = self.journal
         reader = Reader(
-            root=self._rooted(), catalogue=self.catalogue, growing=self.growing, directories=self._directories,
+            root=self._rooted(), catalogue=self.catalogue, growing=self.appending.files, directories=self._directories,
             may_copy=self._may_copy, falls=journal.building_falls.add, resend=journal.resend, met=self.met,
             leaves=lambda path: journal.leave(((path, sequence),)), sequence=sequence,
             copy_from_size=copy_from_size, whole=any(item.mark <= self._whole_until for item in items),
@@ -505,6 +517,8 @@ class TreeWorker:
         finished = False
         journal.building.update(item.path for item in items)
         try:
+            if not self._may_go(group.losses(items)):
+                return
             sent = False
             held: Frame | None = None
             for frame in frames_of(
@@ -528,77 +542,11 @@ class TreeWorker:
                 for item in items:
                     journal.live.setdefault(item.path, (journal.next_sequence(), item.noticed))
 
-    def _may_copy(self, path: bytes) -> bool:
-        """Whether the Standby has this content under this name when the group that is being built arrives."""
-        if self._whole_until:
-            return False  # it was sent things that we do not remember
-        journal = self.journal
-        return path in journal.building or not journal.flies(path)
-
-    # ---- mailboxes
-
-    def _with_units(self, items: list[Item]) -> list[Item]:
-        """Gives the messages of one mailbox their unit; a mailbox that is locked now waits for its unlocking."""
-        if not self._rules.has_units:
-            return items
-        numbers: dict[bytes, int] = {}
-        waits: dict[bytes, Relocked] = {}
-        kept: list[Item] = []
-        for item in items:
-            mailbox = self._rules.mailbox_of(item.path)
-            if mailbox is not None and mailbox not in numbers:
-                numbers[mailbox] = len(numbers) + 1
-                folder = None if mailbox in self._overdue else self._locked_folder(mailbox)
-                if folder is not None:
-                    waits[mailbox] = Relocked(mailbox=mailbox, folder=folder)
-            if mailbox in waits:
-                self.journal.live.pop(item.path, None)
-                waits[mailbox].paths[item.path] = item.noticed
-                continue
-            item.unit = numbers[mailbox] if mailbox is not None else 0
-            kept.append(item)
-        self._overdue.difference_update(numbers)
-        self.told.relocked += waits.values()
-        return kept
-
-    def _locked_folder(self, mailbox: bytes) -> bytes | None:
-        root = self._rooted()
-        try:
-            names = os.listdir(root.directory(mailbox))
-        except (OSError, HaSyncError):
-            return None
-        for name in names:
-            folder = (mailbox + b"/" if mailbox else b"") + os.fsencode(name)
-            try:
-                root.lstat(folder + b"/" + LOCK)
-            except (OSError, HaSyncError):
-                continue
-            return folder
-        return None
-
-    # ---- growing files
-
-    def _grow_steps(self) -> Iterator[Frame] | None:
-        paths = [path for path in self._grow if self._may_grow(path)]
-        self._grow.clear()
-        if not paths:
-            return None
-        return self._grow_group(paths)
-
-    def _may_grow(self, path: bytes) -> bool:
-        if path in self.growing:
-            return True
-        entry = self.catalogue.entry(path)
-        if len(self.growing) >= GROWING_MAX or (entry is not None and entry.size > GROW_RESTART_MAX):
-            self.told.logs.append(path)
-            return False
-        return not self.journal.flies(path)
-
-    def _grow_group(self, paths: list[bytes]) -> Iterator[Frame]:
+    def _append_group(self, paths: list[bytes]) -> Iterator[Frame]:
         journal = self.journal
         sequence = journal.next_sequence()
         builder = FrameBuilder()
-        steps = self._grown(paths, builder)
+        steps = self.appending.steps(self._rooted(), paths, builder)
         held: Frame | None = None
         for frame in frames_of(builder, steps, journal.position(sequence), consistent=self._consistent(sequence)):
             if held is not None:
@@ -609,38 +557,12 @@ class TreeWorker:
             journal.flew(sequence, [])
             yield held
 
-    def _grown(self, paths: list[bytes], builder: FrameBuilder) -> Iterator[None]:
-        for path in paths:
-            try:
-                fd = self._rooted().open(path, os.O_RDONLY | os.O_NONBLOCK)
-            except (OSError, HaSyncError):
-                continue
-            try:
-                yield from self._grow_one(path, fd, builder)
-            finally:
-                os.close(fd)
-
-    def _grow_one(self, path: bytes, fd: int, builder: FrameBuilder) -> Iterator[None]:
-        status = os.fstat(fd)
-        growth = self.growing.get(path)
-        if growth is None or growth.inode != status.st_ino or growth.offset > status.st_size:
-            growth = self.growing[path] = Growth(status.st_ino)
-        if not stat.S_ISREG(status.st_mode):
-            return
-        while growth.offset < status.st_size:
-            length = min(FRAME_TARGET_BYTES, status.st_size - growth.offset)
-            if builder.lacks_room(length):
-                yield
-            view = builder.place(length)
-            got = os.preadv(fd, [view], growth.offset)
-            if got <= 0:
-                return
-            builder.keep(got)
-            builder.add(
-                path=path, action=GROW, type=TYPE_FILE, offset=growth.offset, payload_bytes=got,
-                mode=status.st_mode & 0o7777, uid=status.st_uid, gid=status.st_gid, mtime_ns=status.st_mtime_ns,
-            )  # fmt: skip
-            growth.sent(view[:got])
+    def _may_copy(self, path: bytes) -> bool:
+        """Whether the Standby has this content under this name when the group that is being built arrives."""
+        if self._whole_until:
+            return False  # it was sent things that we do not remember
+        journal = self.journal
+        return path in journal.building or not journal.flies(path)
 
 
 RESUME_HINT = "look at the root; then: ha-sync resume DATASET, with --accept-deletes if the files are meant to be gone"
