@@ -159,7 +159,7 @@ def _probed(s: State, e: ev.ProbeDone, out: Actions) -> None:
     if e.answered_by is None:
         return
     # The kernel of a frozen peer answers until its lease lapses; what answers after that has an agent that renews.
-    if s.settings.peer_mac in {"", e.answered_by} and s.now - s.heard_at >= s.settings.timeout_s:
+    if s.settings.peer_mac in {None, e.answered_by} and s.now - s.heard_at >= s.settings.timeout_s:
         s.peer_answered_at = s.now
     if e.answered_by != s.settings.peer_mac:
         s.foreign = e.answered_by

@@ -40,7 +40,7 @@ class Settings:
     timeout_s: float = 7.0  # T: so long a silence means that the peer is gone
     beat_s: float = 0.1
     gateway: bool = True  # one is configured, and it is not the cluster IP itself
-    peer_mac: Mac = Mac("")  # of its interface of the cluster IP; empty: whoever answers for it may be the peer
+    peer_mac: Mac | None = None  # of its interface of the cluster IP; None: whoever answers for it may be the peer
     policy: Policy = Policy.AVAILABILITY
     observe: bool = False
     drain_s: float = 30.0  # quiesce and drain of a planned switch

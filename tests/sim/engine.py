@@ -37,8 +37,7 @@ class EngineModel:
         if not self.up:
             return
         if self.role is EngineRole.ACTIVE:
-            if self.data < self.epoch:
-                self.data = self.epoch
+            self.data = max(self.data, self.epoch)
             self.current = True
             if services and not self.quiesced:
                 self.progress += self.rng.randrange(4)

@@ -1,9 +1,10 @@
 """S1: who holds the cluster IP, and for how long two of them did.
 
-Two holders are a violation at once, but for three excuses.
+Two holders are a violation at once, but for four excuses.
 *Paused*: a whole machine stood still, its clocks too, and goes on.
 *Parted*: no beat could pass between the nodes, and the Active rested on its carrier alone (single, or no usable
 gateway) or the other one had never seen a gateway: at least two faults that no design tells apart.
+*Forced*: an administrator made a node serve that no beat reaches, and the LAN between the nodes was broken.
 *Filtered*: a firewall dropped all beats of a healthy Active, and before a frozen Active's lease would have lapsed the
 LAN between the nodes broke as well: until then its answers for the address are those of the frozen one's kernel.
 Even then they may be two only until they have heard each other for ``TOGETHER_S``.
@@ -14,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ha_agent.arbiter import policy
+from ha_agent.arbiter.values import Cause
 
 if TYPE_CHECKING:
     from tests.sim.node import Node
@@ -21,10 +23,11 @@ if TYPE_CHECKING:
 
 TOGETHER_S = 0.3
 PARTED_RECENTLY_S = 1.0
+EXCUSES = frozenset({"paused", "parted", "forced", "filtered"})
 
 
 def _helpless(node: Node) -> bool:
-    """Whether the agent cannot hear, or can do nothing about it: the kernel's lease bounds how long its node holds on."""
+    """Whether the agent cannot hear, or can do nothing about it: then the kernel's lease bounds it."""
     return node.frozen or node.agent is None or node.calls_fail
 
 
@@ -38,7 +41,7 @@ class Holders:
         self.together_s = 0.0  # of that: how long they could hear each other
         self.looked_at = 0.0
         self.parted_at = -1e9
-        self.forgiven = False  # an administrator accepted two holders
+        self.allowed = EXCUSES  # those that the schedule may have
         self.excused: list[str] = []
 
     def look(self) -> None:
@@ -54,7 +57,7 @@ class Holders:
                 self.together_s += world.now - self.looked_at
             self.looked_at = world.now
             beat_s = world.nodes[0].settings.beat_s
-            if self.together_s > TOGETHER_S + beat_s and not self.forgiven:
+            if self.together_s > TOGETHER_S + beat_s:
                 world.fail(f"S1: two holders for {self.together_s:.3f} s that hear each other ({self.excuse})")
 
     def changed(self, newest: Node) -> None:
@@ -67,9 +70,9 @@ class Holders:
             return
         self.since = self.looked_at = world.now
         self.together_s = 0.0
-        self.excuse = "forgiven" if self.forgiven else self._excuse(newest)
-        if not self.excuse:
-            world.fail(f"S1: two holders: {world.picture()}")
+        self.excuse = self._excuse(newest)
+        if self.excuse not in self.allowed:
+            world.fail(f"S1: two holders ({self.excuse or 'no excuse'}): {world.picture()}")
         self.excused.append(self.excuse)
 
     def _excuse(self, newest: Node) -> str:
@@ -80,13 +83,17 @@ class Holders:
         newer = newest.agent
         if older is None or newer is None or world.now - self.parted_at > PARTED_RECENTLY_S:
             return ""
-        if self._filtered():
+        if newer.cause is Cause.FORCED:
+            return "forced"
+        if self._filtered(newest):
             return "filtered"
         alone = older.stored.single or not policy.gateway_usable(older) or not policy.gateway_usable(newer)
         return "parted" if alone else ""
 
-    def _filtered(self) -> bool:
+    def _filtered(self, newest: Node) -> bool:
         network = self.world.network
-        recently = self.world.now - network.lan_cut_at <= PARTED_RECENTLY_S + self.world.nodes[0].settings.lease_s
-        young = network.lan_cut_at - network.filtered_since <= self.world.nodes[0].settings.timeout_s + 1.0
-        return recently and young
+        assert newest.agent is not None
+        heard_at = self.world.now - (newest.clock() - newest.agent.heard_at)
+        recently = self.world.now - network.lan_cut_at <= PARTED_RECENTLY_S + newest.settings.lease_s
+        young = network.lan_cut_at - heard_at <= newest.settings.timeout_s + 1.0
+        return recently and young and network.filtered_at >= heard_at - 1.0

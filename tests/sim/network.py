@@ -32,8 +32,8 @@ class Network:
     ports: tuple[Port, Port] = field(default_factory=lambda: (Port(), Port()))
     cable: list[bool] = field(default_factory=lambda: [True, True])  # by sender
     udp: list[list[bool]] = field(default_factory=lambda: [[True, True], [True, True]])  # filtered: path, sender
-    filtered: bool = False  # a firewall drops all beats of a node
-    filtered_since: float = float("-inf")
+    filtered_at: float = float("-inf")  # a firewall was last seen to drop all beats of a node
+    mended_at: float = float("-inf")  # a port or the switch
     lan_cut_at: float = float("-inf")  # the LAN between the nodes was last seen broken
     switch_up: bool = True
     gateway_up: bool = True
@@ -45,11 +45,9 @@ class Network:
     replays: float = 0.0
 
     def look(self, now: float) -> None:
-        """Note since when beats are filtered, and when the LAN was last seen broken."""
-        filtered = any(not self.udp[CABLE][sender] and not self.udp[LAN][sender] for sender in (0, 1))
-        if filtered and not self.filtered:
-            self.filtered_since = now
-        self.filtered = filtered
+        """Note when beats were last seen to be filtered, and the LAN broken."""
+        if any(not self.udp[CABLE][sender] and not self.udp[LAN][sender] for sender in (0, 1)):
+            self.filtered_at = now
         if not (self.lan_reaches(0, 1) and self.lan_reaches(1, 0)):
             self.lan_cut_at = now
 

@@ -75,7 +75,7 @@ class Node:
         self.moves: list[act.Moved] = []
         self.would: list[act.WouldDo] = []
 
-    # -- clock ---------------------------------------------------------------------------------------------------------
+    # -- clock ---------------------------------------------
 
     def clock(self) -> float:
         """This node's monotonic clock."""
@@ -102,7 +102,7 @@ class Node:
         """Whether the agent can do anything now."""
         return self.agent is not None and not self.frozen and not self.paused
 
-    # -- power, processes ----------------------------------------------------------------------------------------------
+    # -- power, processes ---------------------------------------------
 
     def power_on(self) -> None:
         """The machine boots: a new kernel without the address."""
@@ -212,7 +212,7 @@ class Node:
             self._watch_lease()
             self.world.holders.changed(self)
 
-    # -- the agent's loop ------------------------------------------------------------------------------------------------
+    # -- the agent's loop ---------------------------------------------
 
     def _later(self, seconds: float, what: Callable[[], None]) -> None:
         """Something of this life of the agent; waits while the agent is frozen."""
@@ -313,7 +313,7 @@ class Node:
         if verdict.life and verdict.newest:
             self.tell(ev.BeatHeard, beat=beat, echoed_at=verdict.echoed_at)
 
-    # -- performing --------------------------------------------------------------------------------------------------------
+    # -- performing ---------------------------------------------
 
     def perform(self, actions: Any) -> None:
         """Do what the arbiter said, in order."""

@@ -90,7 +90,7 @@ class World:
             for number in (0, 1)
         ]
 
-    # -- time ----------------------------------------------------------------------------------------------------------
+    # -- time ---------------------------------------------
 
     def at(self, seconds: float, what: Callable[[], None]) -> None:
         """Let something happen so many seconds from now."""
@@ -182,7 +182,7 @@ class World:
             for node in self.nodes
         )
 
-    # -- network -------------------------------------------------------------------------------------------------------
+    # -- network ---------------------------------------------
 
     def send(self, sender: int, path: PathId, envelope: Envelope, beat: Beat) -> None:
         """A datagram leaves; what becomes of it is the network's."""
@@ -213,7 +213,7 @@ class World:
     def announced(self, node: Node) -> None:
         """Others on the LAN hear an announcement; nothing depends on it here."""
 
-    # -- invariants ------------------------------------------------------------------------------------------------------
+    # -- invariants ---------------------------------------------
 
     def seen(self, node: Node, actions: tuple[act.Action, ...]) -> None:
         """Every step's actions pass here."""
@@ -235,9 +235,13 @@ class World:
         if not node.engine.sound and agent.cause is not Cause.FORCED:
             self.fail(f"S4: node {node.number} takes over with unsound data, cause {agent.cause}")
         network = self.network
-        if network.foreign and self.now - network.foreign_since > 1.0 and agent.cause is not Cause.FORCED:
-            if network.loss == 0 and network.foreign_answers(node.number) and network.gateway_there(node.number):
-                self.fail("S7: somebody else answers for the cluster IP")
+        answers = network.loss == 0 and network.foreign_answers(node.number) and network.gateway_there(node.number)
+        if (
+            answers
+            and self.now - max(network.foreign_since, network.mended_at) > 1.0
+            and agent.cause is not Cause.FORCED
+        ):
+            self.fail("S7: somebody else answers for the cluster IP")
 
     def _serves(self, node: Node, moved: act.Moved) -> None:
         """S5, S6 at a take-over."""
@@ -275,7 +279,7 @@ class World:
         if action.role is act.EngineRole.ACTIVE and action.epoch < node.engine.epoch and not self.lost_state:
             self.fail(f"S3: node {node.number} would send in epoch {action.epoch} below {node.engine.epoch}")
 
-    # -- healing ---------------------------------------------------------------------------------------------------------
+    # -- healing ---------------------------------------------
 
     def heal(self) -> None:
         """All faults end; whoever is off is switched on, whoever was stopped is started."""
