@@ -2,40 +2,24 @@
 
 from __future__ import annotations
 
-import math
-import re
-from datetime import UTC, datetime, timedelta
-from typing import Final
+from collections.abc import Iterable
+from dataclasses import asdict
 
 import click
 
-from ha_proto.sync.v1 import control_pb2 as pb
-from ha_sync.cli.client import QUICK_S, control
-from ha_sync.cli.options import json_option, socket_option, socket_path
+from ha_proto.agent.v1 import agent_pb2 as pb
+from ha_sync.cli.client import QUICK_S, agent
+from ha_sync.cli.event_feed import Told, past, sources
+from ha_sync.cli.event_feed import follow as follow_events
+from ha_sync.cli.options import agent_option, agent_socket_path, json_option, socket_path
 from ha_sync.cli.output import message_to_dict, print_json
+from ha_sync.cli.switch_lines import RESULTS, heading, lines_of
+from ha_sync.cli.times import Since
 
 LIMIT_MAX = 1_000_000
-_AGO: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd])\Z")
-_UNIT_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
-
-class Since(click.ParamType[float]):
-    """``10m`` ago, or a date and time in ISO 8601 (local time where it names no zone); becomes unix seconds."""
-
-    name = "when"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Unix seconds."""
-        if isinstance(value, float):
-            return value
-        text = str(value)
-        try:
-            if match := _AGO.match(text):
-                ago = timedelta(seconds=float(match.group(1)) * _UNIT_S[match.group(2)])
-                return max(0.0, (datetime.now(UTC) - ago).timestamp())
-            return datetime.fromisoformat(text).astimezone().timestamp()
-        except (ValueError, OverflowError):
-            self.fail(f'{text!r}: give an age like 10m, 2h or 3d, or a time like "2026-11-22 10:00"', param, ctx)
+_since = click.option("--since", type=Since(), default=None, help="An age (10m, 2h, 3d) or a time (ISO 8601).")
+_follow = click.option("--follow", is_flag=True, help="Go on with what happens, until interrupted.")
 
 
 @click.group()
@@ -44,29 +28,79 @@ def logs() -> None:
 
 
 @logs.command()
-@socket_option
+@agent_option
 @json_option
-@click.option("--since", type=Since(), default=None, help="An age (10m, 2h, 3d) or a time (ISO 8601).")
+@_since
 @click.option("--limit", type=click.IntRange(1, LIMIT_MAX), default=1000, show_default=True, help="The newest so many.")
-@click.option("--follow", is_flag=True, help="Go on with what happens, until interrupted.")
-def events(*, config: str, socket: str | None, as_json: bool, since: float | None, limit: int, follow: bool) -> None:
-    """List events, oldest first; with --json one object a line."""
-    request = pb.ListEventsRequest(since_unix_s=since or 0.0, limit=limit, follow=follow)
-    with control(socket_path(config, socket)) as engine:
-        found = engine.ListEvents(request, timeout=None if follow else QUICK_S)
+@_follow
+@click.option("--source", type=click.Choice(["engine", "agent"]), default=None, help="Only this one. [default: both]")
+def events(
+    *,
+    config: str,
+    socket: str | None,
+    agent_socket: str | None,
+    as_json: bool,
+    since: float | None,
+    limit: int,
+    follow: bool,
+    source: str | None,
+) -> None:
+    """List events of the engine and of the agent by time, oldest first; with --json one object a line."""
+    paths = (socket_path(config, socket), agent_socket_path(config, socket, agent_socket))
+
+    def show(event: Told) -> None:
+        if as_json:
+            print_json(asdict(event))
+        else:
+            click.echo(event.line())
+
+    try:
+        known = past(sources(*paths, source or ""), since or 0.0, limit)
+        for event in known.events:
+            show(event)
+        if follow:
+            follow_events(known, since or 0.0, show)
+    except KeyboardInterrupt:
+        return
+
+
+@logs.command()
+@agent_option
+@json_option
+@_since
+@click.option("--limit", type=click.IntRange(1, LIMIT_MAX), default=100, show_default=True, help="The newest so many.")
+@_follow
+@click.option("--result", type=click.Choice(RESULTS), default=None, help="Only those that ended so.")
+def switch(
+    *,
+    config: str,
+    socket: str | None,
+    agent_socket: str | None,
+    as_json: bool,
+    since: float | None,
+    limit: int,
+    follow: bool,
+    result: str | None,
+) -> None:
+    """List the switches of this node, oldest first; with --json one object a line, with health and positions.
+
+    With --follow an entry comes again whenever it has changed.
+    """
+    request = pb.ListSwitchesRequest(since_unix_s=since or 0.0, limit=limit, follow=follow, result=result or "")
+    with agent(agent_socket_path(config, socket, agent_socket)) as stub:
+        found = stub.ListSwitches(request, timeout=None if follow else QUICK_S)
         try:
-            for event in found:
-                if as_json:
-                    print_json(message_to_dict(event))
-                else:
-                    click.echo(line_of(event))
+            _show_switches(found, as_json=as_json)
         except KeyboardInterrupt:
             found.cancel()
 
 
-def line_of(event: pb.Event) -> str:
-    """One event for a person, in local time."""
-    assert math.isfinite(event.unix_s), event
-    when = datetime.fromtimestamp(event.unix_s, UTC).astimezone().isoformat(sep=" ", timespec="milliseconds")
-    fields = " ".join(f"{name}={event.fields[name]}" for name in sorted(event.fields))
-    return f"{when} {event.severity:<7} {event.what} {fields}".rstrip()
+def _show_switches(found: Iterable[pb.SwitchRecord], *, as_json: bool) -> None:
+    headed = as_json
+    for record in found:
+        if as_json:
+            print_json(message_to_dict(record))
+            continue
+        lines = lines_of(record) if headed else [heading(), *lines_of(record)]
+        headed = True
+        click.echo("\n".join(lines))

@@ -16,6 +16,7 @@ from typing import Final
 
 import click
 
+from ha_sync.cli.failures import facts_of, say
 from ha_sync.errors import ConfigFault, HaSyncError
 
 VERBS: Final = {
@@ -24,11 +25,15 @@ VERBS: Final = {
     "demo": "ha_sync.cli.demo",
     "detach": "ha_sync.cli.detach",
     "logs": "ha_sync.cli.logs",
+    "maintenance": "ha_sync.cli.maintenance",
     "pair": "ha_sync.cli.pair",
+    "release": "ha_sync.cli.release",
     "resume": "ha_sync.cli.resume",
     "role": "ha_sync.cli.role",
     "serve": "ha_sync.cli.serve",
+    "single": "ha_sync.cli.single",
     "status": "ha_sync.cli.status",
+    "switch": "ha_sync.cli.switch",
     "version": "ha_sync.cli.version",
     "wait": "ha_sync.cli.wait",
 }
@@ -90,23 +95,7 @@ def _tell(error: HaSyncError, *, as_json: bool) -> None:
         for fault in error.faults:
             click.echo(f"  {fault}", err=True)
         return
-    click.echo(f"ha-sync: {error.sentence()}", err=True)
-
-
-def facts_of(error: HaSyncError) -> dict[str, object]:
-    """The error as JSON: a stable contract."""
-    facts: dict[str, object] = {
-        "kind": type(error).__name__,
-        "exit_code": error.exit_code,
-        "message": error.sentence(),
-        "attempted": error.attempted,
-        "subject": error.subject,
-        "reason": error.reason,
-        "hint": error.hint,
-    }
-    if isinstance(error, ConfigFault):
-        facts["faults"] = list(error.faults)
-    return facts
+    say(error)
 
 
 def _tell_usage(error: click.ClickException, *, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""Options that more than one verb takes, and the place of the control socket that follows from them."""
+"""Options that more than one verb takes, and the places of the two sockets that follow from them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TypeVar
 import click
 
 from ha_sync.config import DEFAULT_CONFIG, NodeSettings, load_node
+
+AGENT_SOCKET_NAME = "agent.sock"
 
 EPOCH_MAX = 2**63 - 1
 """What every part can store."""
@@ -43,6 +45,19 @@ def socket_option(function: _F) -> _F:
     return config_option(option(function))
 
 
+def agent_option(function: _F) -> _F:
+    """``--agent-socket`` and those of ``socket_option``; the verb gets ``agent_socket: str | None`` too."""
+    option = click.option(
+        "--agent-socket",
+        default=None,
+        envvar="HA_SYNC_AGENT_SOCKET",
+        show_envvar=True,
+        metavar="PATH",
+        help="The agent's socket. [default: agent.sock beside the engine's]",
+    )
+    return socket_option(option(function))
+
+
 def json_option(function: _F) -> _F:
     """``--json``; the verb gets ``as_json: bool``."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON: a stable contract.")(function)
@@ -55,3 +70,10 @@ def socket_path(config: str, socket: str | None) -> str:
     if config == DEFAULT_CONFIG and not os.path.exists(config):
         return NodeSettings().socket_path
     return load_node(config).socket_path
+
+
+def agent_socket_path(config: str, socket: str | None, agent_socket: str | None) -> str:
+    """Where the agent listens: what was given, else beside the engine."""
+    if agent_socket is not None:
+        return agent_socket
+    return os.path.join(os.path.dirname(socket_path(config, socket)), AGENT_SOCKET_NAME)

@@ -45,6 +45,11 @@ def _plain(value: object) -> object:
     return value.hex() if isinstance(value, bytes) else value
 
 
+def plain(text: str) -> str:
+    """Text of other machines and files: it cannot forge a line or drive the terminal."""
+    return text if text.isprintable() else ascii(text)
+
+
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, right: frozenset[int] = frozenset()) -> list[str]:
     """Lines of an aligned table; columns in ``right`` are numbers. No trailing spaces."""
     cells = [tuple(headings), *(tuple(row) for row in rows)]

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,78 +13,9 @@ import grpc
 import pytest
 
 from ha_proto.sync.v1 import control_pb2 as pb
-from ha_proto.sync.v1 import control_pb2_grpc
 from ha_sync.cli.main import main
 from tests.support.client import start_ha_sync
-
-STATUS = pb.Status(
-    node_id="n-1",
-    cluster_id="c-1",
-    role="active",
-    epoch=2**40,
-    pair="pair",
-    version="0.1.0",
-    uptime_s=3725,
-    peer=pb.Peer(node_id="n-2", address="127.0.0.3:9527", connected=False, reason="wrong cluster"),
-    datasets=[
-        pb.Dataset(
-            name="cdr",
-            kind="sqlite",
-            method="rows: WAL",
-            state="streaming",
-            position=pb.PositionValue(epoch=4, incarnation="ab", sequence=120),
-            acknowledged=pb.PositionValue(epoch=4, incarnation="ab", sequence=118),
-            backlog=2,
-            consistent=True,
-            lag=pb.Lag(p50_ms=2.25, p99_ms=9.75, samples=100),
-            counts={"copies_rejected": 20, "checks": 3, "none": 0},
-        ),
-        pb.Dataset(name="voicemail", kind="tree", state="halted", reason="the root is empty", consistent=False),
-    ],
-    notices=["backup: kept"],
-)
-
-
-class FakeEngine(control_pb2_grpc.ControlServiceServicer):
-    """Answers as it was told to and keeps what it was asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[Any] = []
-        self.answers: dict[str, Any] = {"GetStatus": STATUS}
-        self.fails: tuple[grpc.StatusCode, str, int | None] | None = None
-
-    def _answer(self, method: str, request: Any, context: grpc.ServicerContext) -> Any:
-        self.asked.append(request)
-        if self.fails is not None:
-            code, details, exit_code = self.fails
-            if exit_code is not None:
-                context.set_trailing_metadata((("ha-sync-exit-code", str(exit_code)),))
-            context.abort(code, details)
-        return self.answers[method]
-
-    def GetStatus(self, request, context):  # noqa: N802
-        return self._answer("GetStatus", request, context)
-
-    def WaitReplicated(self, request, context):  # noqa: N802
-        return self._answer("WaitReplicated", request, context)
-
-    def SetRole(self, request, context):  # noqa: N802
-        return self._answer("SetRole", request, context)
-
-    def Resume(self, request, context):  # noqa: N802
-        return self._answer("Resume", request, context)
-
-    def Attach(self, request, context):  # noqa: N802
-        return self._answer("Attach", request, context)
-
-    def Detach(self, request, context):  # noqa: N802
-        return self._answer("Detach", request, context)
-
-    def WatchStatus(self, request, context):  # noqa: N802
-        yield from self._answer("WatchStatus", request, context)
-
-    def ListEvents(self, request, context):  # noqa: N802
-        yield from self._answer("ListEvents", request, context)
+from tests.support.control_service import STATUS, FakeEngine, fake_engine
 
 
 @pytest.fixture
@@ -96,14 +25,8 @@ def socket(run_dir: Path) -> str:
 
 @pytest.fixture
 def engine(socket: str) -> Iterator[FakeEngine]:
-    fake = FakeEngine()
-    with ThreadPoolExecutor(2) as threads:
-        server = grpc.server(threads)
-        control_pb2_grpc.add_ControlServiceServicer_to_server(fake, server)
-        server.add_insecure_port(f"unix:{socket}")
-        server.start()
+    with fake_engine(socket) as fake:
         yield fake
-        server.stop(None).wait()
 
 
 @pytest.fixture
@@ -119,8 +42,13 @@ def run(socket: str, capsys: pytest.CaptureFixture[str]) -> Any:
     return run
 
 
+def no_agent(socket: str) -> str:
+    path = Path(socket).with_name("agent.sock")
+    return f"cannot reach the agent at {path}: there is no such socket (is `ha-agent run` running?)"
+
+
 @pytest.mark.req("R30")
-def test_status_is_an_aligned_table_without_colour_in_a_pipe(engine: FakeEngine, run: Any) -> None:
+def test_status_is_an_aligned_table_without_colour_in_a_pipe(engine: FakeEngine, run: Any, socket: str) -> None:
     code, out, err = run("status")
     assert (code, err) == (0, "")
     assert out.splitlines() == [
@@ -135,6 +63,8 @@ def test_status_is_an_aligned_table_without_colour_in_a_pipe(engine: FakeEngine,
         "cdr: checks 3, copies_rejected 20",
         "voicemail: the root is empty",
         "voicemail: the copy is not a state that the Active had; a full sync is under way",
+        "",
+        f"missing  {no_agent(socket)}",
     ]
 
 
@@ -143,7 +73,8 @@ def test_status_as_json_has_every_field_by_its_name_and_numbers_as_numbers(engin
     code, out, _ = run("status", "--json")
     status = json.loads(out)
     assert code == 0
-    assert list(status) == [field.name for field in pb.Status.DESCRIPTOR.fields]
+    assert list(status) == [*(field.name for field in pb.Status.DESCRIPTOR.fields), "agent"]
+    assert status["agent"] is None
     assert status["epoch"] == 2**40
     assert status["peer"]["connected"] is False
     cdr, voicemail = status["datasets"]
@@ -154,44 +85,49 @@ def test_status_as_json_has_every_field_by_its_name_and_numbers_as_numbers(engin
     assert (voicemail["lag"], voicemail["acknowledged"], voicemail["counts"]) == (None, None, {})
 
 
+def looks(count: int) -> Any:
+    """So many answers to GetStatus, then nobody answers: that ends a watch."""
+    left = [STATUS] * count
+
+    def answer(_request: Any, context: grpc.ServicerContext) -> pb.Status:
+        if not left:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "")
+        return left.pop()
+
+    return answer
+
+
 @pytest.mark.req("R30")
 def test_watch_prints_plain_lines_in_a_pipe(engine: FakeEngine, run: Any) -> None:
-    engine.answers["WatchStatus"] = [STATUS, STATUS]
-    code, out, _ = run("status", "--watch", "--interval", "0.5")
+    engine.answers["GetStatus"] = looks(2)
+    code, out, err = run("status", "--watch", "--interval", "0.1")
     lines = out.splitlines()
-    assert code == 0
-    assert engine.asked == [pb.WatchStatusRequest(interval_s=0.5)]
+    assert code == 1  # neither answers any more
     assert len(lines) == 4
     assert "active epoch=1099511627776 connected=false dataset=cdr state=streaming" in lines[0]
     assert lines[0].endswith("position=120 acknowledged=118 backlog=2 p50_ms=2.2 p99_ms=9.8")
     assert "\x1b" not in out
+    assert err.count("cannot reach the agent") == 2  # once for both looks, once at the end
 
 
 def test_watch_as_json_is_one_document_a_line(engine: FakeEngine, run: Any) -> None:
-    engine.answers["WatchStatus"] = [STATUS, STATUS, STATUS]
-    _, out, _ = run("status", "--watch", "--json")
-    assert [json.loads(line)["role"] for line in out.splitlines()] == ["active"] * 3
+    engine.answers["GetStatus"] = looks(3)
+    _, out, _ = run("status", "--watch", "--json", "--interval", "0.1")
+    *documents, last = (json.loads(line) for line in out.splitlines())
+    assert [document["role"] for document in documents] == ["active"] * 3
+    assert last["error"]["kind"] == "OperatorNeeded"
 
 
 def test_watch_redraws_on_a_terminal(engine: FakeEngine, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine.answers["WatchStatus"] = [STATUS, STATUS]
+    engine.answers["GetStatus"] = looks(2)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    _, out, _ = run("status", "--watch")
+    _, out, _ = run("status", "--watch", "--interval", "0.1")
     assert out.count("\x1b[H\x1b[2J") == 2
     assert "\x1b[32mstreaming\x1b[0m" in out
 
 
-@pytest.mark.parametrize("arguments", [("status", "--watch"), ("logs", "events", "--follow")])
-def test_an_interrupted_watch_is_done_not_failed(engine: FakeEngine, socket: str, arguments: tuple[str, ...]) -> None:
-    over = threading.Event()
-
-    def first_then_nothing(first: Any) -> Iterator[Any]:
-        yield first
-        over.wait(60)
-
-    engine.answers["WatchStatus"] = first_then_nothing(STATUS)
-    engine.answers["ListEvents"] = first_then_nothing(pb.Event(id=1, what="started", severity="info"))
-    with start_ha_sync(*arguments, "--socket", socket) as process:
+def test_an_interrupted_watch_is_done_not_failed(engine: FakeEngine, socket: str) -> None:
+    with start_ha_sync("status", "--watch", "--interval", "60", "--socket", socket) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline()
@@ -199,8 +135,7 @@ def test_an_interrupted_watch_is_done_not_failed(engine: FakeEngine, socket: str
             _, err = process.communicate(timeout=30)
         finally:
             process.kill()
-            over.set()
-    assert (process.returncode, err) == (0, "")
+    assert (process.returncode, err) == (0, f"ha-sync: {no_agent(socket)}\n")
 
 
 @pytest.mark.req("R22")
@@ -244,19 +179,17 @@ def test_a_command_ends_as_the_engine_says(engine: FakeEngine, run: Any, exit_co
 
 def test_a_failure_without_an_exit_code_is_1_with_the_status_in_it(engine: FakeEngine, run: Any) -> None:
     engine.fails = (grpc.StatusCode.UNKNOWN, "boom", None)
-    assert run("status") == (1, "", "ha-sync: the engine failed UNKNOWN: boom\n")
+    assert run("wait") == (1, "", "ha-sync: the engine failed UNKNOWN: boom\n")
     engine.fails = (grpc.StatusCode.UNIMPLEMENTED, "", None)
-    assert "restart it after an upgrade" in run("status")[2]
+    assert "restart it after an upgrade" in run("wait")[2]
 
 
 def test_no_engine_is_said_with_the_reason_and_a_hint(run: Any, socket: str) -> None:
-    assert run("status") == (
-        1,
-        "",
-        f"ha-sync: cannot reach the engine at {socket}: there is no such socket (is `ha-sync serve` running?)\n",
-    )
+    no_engine = f"cannot reach the engine at {socket}: there is no such socket (is `ha-sync serve` running?)"
+    assert run("wait") == (1, "", f"ha-sync: {no_engine}\n")
+    assert run("status") == (1, "", f"ha-sync: {no_agent(socket)}\nha-sync: {no_engine}\n")
     Path(socket).touch()
-    assert "nobody answers" in run("status")[2]
+    assert "nobody answers" in run("wait")[2]
 
 
 def test_the_socket_follows_from_the_settings_also_when_they_have_faults_elsewhere(
@@ -295,16 +228,6 @@ def test_resume_attach_and_detach_ask_for_what_was_given(engine: FakeEngine, run
         pb.DetachRequest(),
         pb.DetachRequest(dataset="cdr"),
     ]
-
-
-def test_events_are_lines_and_as_json_one_document_a_line(engine: FakeEngine, run: Any) -> None:
-    event = pb.Event(id=7, unix_s=1_700_000_000.5, severity="warning", what="refused", fields={"peer": "x", "a": "b"})
-    engine.answers["ListEvents"] = [event]
-    code, out, _ = run("logs", "events", "--since", "2023-11-14T22:13:20+00:00", "--limit", "5", "--follow")
-    assert code == 0
-    assert out.rstrip().endswith("warning refused a=b peer=x")
-    assert engine.asked == [pb.ListEventsRequest(since_unix_s=1_700_000_000, limit=5, follow=True)]
-    assert json.loads(run("logs", "events", "--json")[1])["fields"] == {"a": "b", "peer": "x"}
 
 
 @pytest.mark.parametrize(
