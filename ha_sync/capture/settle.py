@@ -185,7 +185,7 @@ class Settle:
     def doubt(self, path: bytes) -> None:
         """What stands below ``path`` is told anew (another directory, lost events): its files may be open no more.
 
-        Whoever is still writing says so again. A file that was taken for open would be left to a close that never comes.
+        Whoever is still writing says so again; what is wrongly taken for open waits for a close that never comes.
         """
         below = path + b"/" if path else b""
         for each in [each for each in self._open if each.startswith(below)]:
