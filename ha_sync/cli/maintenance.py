@@ -19,9 +19,10 @@ from ha_sync.cli.times import Length
 def maintenance(
     *, seconds: float | None, end: bool, config: str, socket: str | None, agent_socket: str | None, as_json: bool
 ) -> None:
-    """Keep the pair from switching by itself on a fault; without an option, say whether it is kept from it.
+    """Keep the pair from switching by itself for a while.
 
-    It ends by itself. `ha-sync switch` works all the same; how long it may last is a setting of the agent.
+    Without an option it says how long that still goes on. It ends by itself; how long it may be at most is a setting
+    of the agent. `ha-sync switch` works all the same.
     """
     if end and seconds is not None:
         raise click.UsageError("--for and --end exclude each other")

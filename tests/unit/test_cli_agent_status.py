@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,19 @@ def test_an_agent_without_an_engine_is_shown_and_the_missing_one_said(agent: Fak
 def test_an_engine_that_fails_does_not_hide_the_agent(agent: FakeAgent, engine: FakeEngine, run: Run) -> None:
     engine.fails = (grpc.StatusCode.UNKNOWN, "boom", None)
     assert run("status")[1].splitlines()[-1] == "missing  the engine failed UNKNOWN: boom"
+
+
+def test_an_agent_that_hangs_does_not_hide_the_engine(
+    engine: FakeEngine, run: Run, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ha_sync.cli.status.LOOK_S", 0.1)
+    with socket.socket(socket.AF_UNIX) as frozen:
+        frozen.bind(str(run_dir / "agent.sock"))
+        frozen.listen()
+        code, out, _ = run("status")
+    assert code == 0
+    assert out.startswith("node     n-1: active")
+    assert out.splitlines()[-1].startswith("missing  waiting for the agent's answer ")
 
 
 def test_where_neither_answers_both_are_named_and_the_command_fails(run: Run) -> None:
