@@ -7,6 +7,7 @@ its type:
     g<i>(k0, ...)           keys of part i that exist no more
     r<i>(c0, ...)           rows of part i as they are now, columns as ``Part.columns`` says
     d<i>(id, lo.., hi..)    key ranges of part i to empty before the rows go in; lo is excluded, hi included
+    f<i>x<j>(k0, ...)       values of the unique index ``Part.freed[j]`` that no row holds any more
 
 Images up to ``SMALL_MAX_BYTES`` live in memory, larger ones in a temporary file. An image that comes from outside is
 opened with ``read_head``, which refuses whatever is not of this shape. Sizes in bytes.
@@ -18,7 +19,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import apsw
 import xxhash
@@ -29,13 +30,13 @@ from ha_sync.database.names import literal
 from ha_sync.database.schema import Keyed, SchemaObject
 from ha_sync.errors import ProtocolFault
 
-FORMAT = 1
+FORMAT = 2
 SMALL_MAX_BYTES = 8 * 1024 * 1024
 SMALL_PAGE = 1024
 LARGE_PAGE = 8192
 HEADER_BYTES = 100  # of any SQLite database
 
-_OWN_TABLE = re.compile(r"head|[grd][0-9]+")
+_OWN_TABLE = re.compile(r"head|[grd][0-9]+|f[0-9]+x[0-9]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +62,7 @@ class Part:
     whole: bool = False  # all rows that the sink shares are replaced
     gone: bool = False  # there is a g table
     ranges: bool = False  # there is a d table
+    freed: tuple[str, ...] = ()  # unique indexes, an f table for each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +75,10 @@ class Head:
 
     def to_json(self) -> str:
         """As it stands in the image."""
-        parts = [[p.table, int(p.keyed), list(p.key), list(p.columns), p.whole, p.gone, p.ranges] for p in self.parts]
+        parts = [
+            [p.table, int(p.keyed), list(p.key), list(p.columns), p.whole, p.gone, p.ranges, list(p.freed)]
+            for p in self.parts
+        ]
         facts = self.facts and [
             self.facts.user_version,
             self.facts.application_id,
@@ -102,8 +107,13 @@ class Head:
 
 
 def _part(values: list[object]) -> Part:
-    table, keyed, key, columns, whole, gone, ranges = values
-    if not isinstance(key, list) or not isinstance(columns, list) or not isinstance(keyed, int):
+    table, keyed, key, columns, whole, gone, ranges, freed = values
+    if (
+        not isinstance(freed, list)
+        or not isinstance(key, list)
+        or not isinstance(columns, list)
+        or not isinstance(keyed, int)
+    ):
         raise TypeError("part")
     return Part(
         table=str(table),
@@ -113,6 +123,7 @@ def _part(values: list[object]) -> Part:
         whole=bool(whole),
         gone=bool(gone),
         ranges=bool(ranges),
+        freed=tuple(str(f) for f in freed),
     )
 
 
@@ -234,6 +245,14 @@ class ImageBuilder:
             run(self._db, f"CREATE TABLE img.d{number}(id INTEGER PRIMARY KEY, lo_open, hi_open, {ends})")
         return number
 
+    def begin_freed(self, number: int, index: str, terms: int) -> str:
+        """Makes the table of freed values of one unique index of part ``number`` and returns its name."""
+        part = self.parts[number]
+        name = f"f{number}x{len(part.freed)}"
+        self.parts[number] = replace(part, freed=(*part.freed, index))
+        run(self._db, f"CREATE TABLE img.{name}({', '.join(f'k{i}' for i in range(terms))})")
+        return name
+
     def write_head(self, head: Head) -> None:
         """Completes the content; the last call inside the transaction."""
         run(self._db, "CREATE TABLE img.head(json)")
@@ -299,6 +318,7 @@ def read_head(db: apsw.Connection) -> Head:
     tables = {str(name) for _, name, _, _ in rows}
     for number, part in enumerate(head.parts):
         needed = {f"r{number}"} | ({f"g{number}"} if part.gone else set()) | ({f"d{number}"} if part.ranges else set())
+        needed |= {f"f{number}x{place}" for place in range(len(part.freed))}
         if not needed <= tables:
             raise ProtocolFault("refused an image of rows", reason=f"it lacks rows of {literal(part.table)}")
     return head

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 OURS = "_ha_"
 CHANGE = "_ha_change"  # the log of dirty keys
-TABLE = "_ha_table"  # numbers of the logged tables
+TABLE = "_ha_table"  # numbers of the logged tables and indexes
+INDEX = "_ha_index "  # prefix of an index's name there
 META = "_ha_meta"  # the log's identity
 POSITION = "_ha_position"  # the Standby's durable position
 GUARD = "_ha_guard_"  # prefix of the guards' triggers

@@ -49,8 +49,17 @@ class Term:
 class Unique:
     """A unique index whose conflicts a REPLACE resolves by killing rows."""
 
+    name: str
+    late: bool  # what a row takes in it is read back from the row (``docs/adr/0006``)
     terms: tuple[Term, ...]
     where: str  # of a partial index, else empty
+
+    def held(self, values: tuple[str, ...]) -> str:
+        """A condition for the rows that hold ``values`` (SQL expressions), where the table's columns are in scope."""
+        same = [
+            f"({t.expression}\n) COLLATE {quoted(t.collation)} = {v}" for t, v in zip(self.terms, values, strict=True)
+        ]
+        return " AND ".join((*same, f"({self.where}\n)") if self.where else same)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +73,17 @@ class Table:
     integer_key: str | None  # the INTEGER PRIMARY KEY, where there is one
     columns: tuple[Column, ...]
     uniques: tuple[Unique, ...]
+    cascaded: bool  # a foreign key's action may update its rows, between a row's own change and its AFTER triggers
+
+    @property
+    def early(self) -> tuple[Unique, ...]:
+        """The unique indexes whose victims are known before they die."""
+        return tuple(u for u in self.uniques if not u.late)
+
+    @property
+    def late(self) -> tuple[Unique, ...]:
+        """The unique indexes whose victims are found by what the new row took."""
+        return tuple(u for u in self.uniques if u.late)
 
     @property
     def renumbered_by_vacuum(self) -> bool:
@@ -130,6 +150,19 @@ def read_schema(db: apsw.Connection) -> Schema:
     return Schema(version=int(version[0]), objects=objects, tables=tables)
 
 
+def read_table(db: apsw.Connection, name: str) -> Table | None:
+    """One table, which costs less than the whole schema; None where there is none of this name."""
+    rows = db.execute(
+        "SELECT l.name, l.wr, s.sql FROM pragma_table_list(?1) AS l JOIN main.sqlite_schema AS s "
+        "ON s.type = 'table' AND s.name = l.name WHERE l.schema = 'main' AND l.type IN ('table', 'shadow')",
+        (name,),
+    ).fetchall()
+    for found, without_rowid, sql in rows:
+        table = SchemaObject(type="table", name=str(found), table=str(found), sql=str(sql))
+        return _read_table(db, table, without_rowid=bool(without_rowid))
+    return None
+
+
 def _read_table(db: apsw.Connection, table: SchemaObject, *, without_rowid: bool) -> Table:
     name = table.name
     columns, primary = [], []
@@ -153,7 +186,7 @@ def _read_table(db: apsw.Connection, table: SchemaObject, *, without_rowid: bool
         integer_key = primary[0][1]
     keyed, key = _key(columns, primary, without_rowid=without_rowid, integer_key=integer_key)
     uniques = tuple(
-        _read_unique(db, str(index), columns, partial=bool(partial))
+        _read_unique(db, str(index), columns, partial=bool(partial), created=origin == "c")
         for index, unique, origin, partial in indexes
         if unique and not (without_rowid and origin == "pk")
     )
@@ -165,6 +198,7 @@ def _read_table(db: apsw.Connection, table: SchemaObject, *, without_rowid: bool
         integer_key=integer_key,
         columns=tuple(columns),
         uniques=uniques,
+        cascaded=_cascaded(db, name),
     )
 
 
@@ -180,7 +214,12 @@ def _key(
     return Keyed.ROWID, (alias,)
 
 
-def _read_unique(db: apsw.Connection, index: str, columns: list[Column], *, partial: bool) -> Unique:
+def _cascaded(db: apsw.Connection, table: str) -> bool:
+    rows = db.execute("SELECT on_update FROM pragma_foreign_key_list(?, 'main')", (table,)).fetchall()
+    return any(action not in {"NO ACTION", "RESTRICT"} for (action,) in rows)
+
+
+def _read_unique(db: apsw.Connection, index: str, columns: list[Column], *, partial: bool, created: bool) -> Unique:
     sql = db.execute("SELECT sql FROM main.sqlite_schema WHERE type = 'index' AND name = ?", (index,)).fetchone()
     text = str(sql[0]) if sql and sql[0] is not None else ""
     expressions = index_terms(text) if text else ()
@@ -198,7 +237,11 @@ def _read_unique(db: apsw.Connection, index: str, columns: list[Column], *, part
                 mentions=mentions(expression, names),
             )
         )
-    return Unique(terms=tuple(terms), where=after_where(text) if partial else "")
+    where = after_where(text) if partial else ""
+    used = {m for term in terms for m in term.mentions} | set(mentions(where, names))
+    generated = any(not c.stored and c.name in used for c in columns)
+    # A generated value follows a default that REPLACE puts in after the BEFORE triggers.
+    return Unique(name=index, late=created or generated, terms=tuple(terms), where=where)
 
 
 def unknown_to_us(db: apsw.Connection, table: Table) -> str:

@@ -1,11 +1,17 @@
 """The capture triggers: they log the keys of rows that a writer changed, in the writer's own transaction.
 
-AFTER triggers log what was inserted, updated or deleted. BEFORE triggers log the rows that a REPLACE is about to kill
-through a unique index: SQLite fires no delete trigger for those. A key that is logged without need costs a look-up; a
-key that is missing costs the Standby its truth, so the triggers log too much where in doubt.
+AFTER triggers log what was inserted, updated or deleted. SQLite fires no delete trigger for the rows that a REPLACE
+kills through a unique index (``docs/adr/0006``):
 
-The triggers name no column but those of keys and unique indexes: an application may drop any other column. The log
-trims itself in the writer's transaction, so the engine never writes after the installation.
+- through an *early* one, such as the table's own SQL declares: BEFORE triggers log the keys of the rows that are about
+  to die;
+- through a *late* one, such as CREATE INDEX makes: AFTER triggers log the values that the new row took in the index.
+  Whatever row of the Standby still holds such a value is dead, or its new form follows.
+
+A key that is logged without need costs a look-up; a key that is missing costs the Standby its truth, so the triggers
+log too much where in doubt. They name no column that an application may drop: those of keys and declared constraints
+cannot be dropped, and others are named so that they may be missing. The log trims itself in the writer's transaction,
+so the engine never writes after the installation.
 """
 
 from __future__ import annotations
@@ -16,8 +22,9 @@ from dataclasses import dataclass
 import apsw
 
 from ha_sync.database.connection import number, one, run
-from ha_sync.database.names import CHANGE, GUARD, LOG, META, POSITION, TABLE, TRIM, literal, quoted
+from ha_sync.database.names import CHANGE, GUARD, INDEX, LOG, META, POSITION, TABLE, TRIM, literal, quoted
 from ha_sync.database.schema import Column, Keyed, Schema, Table, Term, Unique
+from ha_sync.database.tokens import mentions
 
 TRIM_EVERY = 64
 KEY_COLUMNS_LEAST = 4
@@ -32,19 +39,29 @@ class Trigger:
     sql: str
 
 
-def capture_triggers(table: Table, number_of_table: int) -> tuple[Trigger, ...]:
-    """The triggers that ``table`` needs; ``number_of_table`` stands for it in the log."""
+def capture_triggers(table: Table, numbers: dict[str, int]) -> tuple[Trigger, ...]:
+    """The triggers that ``table`` needs; ``numbers`` stand for it and its indexes in the log."""
+    number_of_table = numbers[table.name]
     log = _Log(table=table, number=number_of_table)
-    bodies = {
-        "i": ("AFTER INSERT", log.row("NEW")),
-        "u": ("AFTER UPDATE", log.row("NEW") + log.moved()),
-        "d": ("AFTER DELETE", log.row("OLD")),
-    }
-    if table.keyed is not Keyed.WHOLE and table.uniques:
-        bodies["r"] = ("BEFORE INSERT", log.victims(updating=False))
-        bodies["v"] = ("BEFORE UPDATE", log.victims(updating=True))
+    if table.keyed is Keyed.WHOLE:
+        bodies = {
+            "i": ("AFTER INSERT", log.row("NEW")),
+            "u": ("AFTER UPDATE", log.row("NEW")),
+            "d": ("AFTER DELETE", log.row("OLD")),
+        }
+    else:
+        taken = log.held("NEW", numbers)
+        bodies = {
+            "i": ("AFTER INSERT", log.row("NEW") + taken),
+            "u": ("AFTER UPDATE", log.row("NEW") + log.moved() + taken),
+            "d": ("AFTER DELETE", log.row("OLD")),
+            "r": ("BEFORE INSERT", log.victims(updating=False)),
+            "v": ("BEFORE UPDATE", log.victims(updating=True) + (log.held("OLD", numbers) if table.cascaded else "")),
+        }
     return tuple(
-        _trigger(f"{LOG}{number_of_table}_{suffix}", table.name, when, body) for suffix, (when, body) in bodies.items()
+        _trigger(f"{LOG}{number_of_table}_{suffix}", table.name, when, body)
+        for suffix, (when, body) in bodies.items()
+        if body
     )
 
 
@@ -71,13 +88,35 @@ class _Log:
         return f"INSERT INTO {CHANGE}({self._columns}) VALUES({self._values(row)}); "
 
     def moved(self) -> str:
-        if self.table.keyed is Keyed.WHOLE:
-            return ""
         other = " OR ".join(f"OLD.{quoted(c)} IS NOT NEW.{quoted(c)}" for c in self.table.key)
         return f"INSERT INTO {CHANGE}({self._columns}) SELECT {self._values('OLD')} WHERE {other}; "
 
     def victims(self, *, updating: bool) -> str:
-        return "".join(self._victims_of(unique, updating=updating) for unique in self.table.uniques)
+        return "".join(self._victims_of(unique, updating=updating) for unique in self.table.early)
+
+    def held(self, row: str, numbers: dict[str, int]) -> str:
+        """Logs what a row holds in the late indexes."""
+        return "".join(self._held_in(unique, row, numbers[INDEX + unique.name]) for unique in self.table.late)
+
+    def _held_in(self, unique: Unique, row: str, number_of_index: int) -> str:
+        """What a row holds in one index.
+
+        The row is read back with ``*`` and joined to names without values: a column that was dropped or renamed is
+        NULL here, and neither the application's ALTER nor its next write fails.
+        """
+        columns = ", ".join(("tbl", *(f"k{i}" for i in range(len(unique.terms)))))
+        names = {name for term in unique.terms for name in term.mentions}
+        names |= set(mentions(unique.where, tuple(c.name for c in self.table.columns)))
+        nothing = ", ".join(f"NULL AS {quoted(n)}" for n in sorted(names)) or "NULL"
+        key = " AND ".join(f"{quoted(c)} IS {row}.{quoted(c)}" for c in self.table.key)
+        values = ", ".join(f"({term.expression}\n)" for term in unique.terms)
+        where = [f"({term.expression}\n) IS NOT NULL" for term in unique.terms]
+        where += [f"({unique.where}\n)"] if unique.where else []
+        return (
+            f"INSERT INTO {CHANGE}({columns}) SELECT {number_of_index}, {values} "
+            f"FROM (SELECT * FROM {quoted(self.table.name)} WHERE {key}) NATURAL LEFT JOIN (SELECT {nothing}) "
+            f"WHERE {' AND '.join(where)}; "
+        )
 
     def _victims_of(self, unique: Unique, *, updating: bool) -> str:
         selected = ", ".join((str(self.number), *(quoted(c) for c in self.table.key)))
@@ -151,6 +190,14 @@ def table_numbers(db: apsw.Connection) -> dict[str, int]:
     return {str(name): int(str(n)) for n, name in db.execute(f"SELECT id, name FROM main.{TABLE}")}
 
 
+def logged_tables(db: apsw.Connection, after: int) -> frozenset[str]:
+    """The tables that were written after ``after``, by the names that they had when their triggers were made."""
+    rows = db.execute(
+        f"SELECT name FROM main.{TABLE} WHERE id IN (SELECT tbl FROM main.{CHANGE} WHERE seq > ?)", (after,)
+    )
+    return frozenset(str(name) for (name,) in rows)
+
+
 def captured_tables(db: apsw.Connection, schema: Schema, *, entries_max: int) -> frozenset[str]:
     """The tables whose triggers stand exactly as they should."""
     if not has_log(db):
@@ -161,13 +208,38 @@ def captured_tables(db: apsw.Connection, schema: Schema, *, entries_max: int) ->
         return frozenset()
     numbers = table_numbers(db)
     key_columns = len(list(db.execute("SELECT 1 FROM pragma_table_info(?, 'main')", (CHANGE,)))) - 2
+    overtaken = _overtaken(db, schema)
     complete = set()
     for name, table in schema.tables.items():
-        if name in numbers and len(table.key) <= key_columns:
-            wanted = capture_triggers(table, numbers[name])
+        if numbers.keys() >= set(_logged_names(table)) and _width(table) <= key_columns and name not in overtaken:
+            wanted = capture_triggers(table, numbers)
             if all(have.get(t.name) == (name, t.sql) for t in wanted):
                 complete.add(name)
     return frozenset(complete)
+
+
+def _logged_names(table: Table) -> tuple[str, ...]:
+    """Under which names the table and its late indexes are numbered."""
+    return table.name, *(INDEX + u.name for u in table.late)
+
+
+def _width(table: Table) -> int:
+    """How many columns the log needs for it."""
+    return max(len(table.key), *(len(u.terms) for u in table.late), 0)
+
+
+def _overtaken(db: apsw.Connection, schema: Schema) -> frozenset[str]:
+    """Tables on which a trigger of the application's runs before ours and could change the row that we read back.
+
+    SQLite runs the youngest trigger first.
+    """
+    rows = db.execute(
+        "SELECT DISTINCT ours.tbl_name FROM main.sqlite_schema AS ours JOIN main.sqlite_schema AS theirs "
+        "ON theirs.tbl_name = ours.tbl_name COLLATE NOCASE AND theirs.rowid > ours.rowid "
+        f"WHERE ours.type = 'trigger' AND substr(ours.name, 1, {len(LOG)}) = {literal(LOG)} "
+        "AND theirs.type = 'trigger' AND substr(theirs.name, 1, 4) <> '_ha_'"
+    )
+    return frozenset(str(name) for (name,) in rows) & {name for name, table in schema.tables.items() if table.late}
 
 
 def install_capture(db: apsw.Connection, schema: Schema, *, entries_max: int, skip: frozenset[str]) -> None:
@@ -177,11 +249,12 @@ def install_capture(db: apsw.Connection, schema: Schema, *, entries_max: int, sk
     keys = ", ".join(f"k{i}" for i in range(KEY_COLUMNS_LEAST))
     run(db, f"CREATE TABLE IF NOT EXISTS main.{CHANGE}(seq INTEGER PRIMARY KEY AUTOINCREMENT, tbl, {keys})")
     run(db, f"INSERT OR IGNORE INTO main.{META} VALUES('log', ?)", (uuid.uuid4().bytes,))
-    _widen(db, max((len(t.key) for t in schema.tables.values()), default=0))
+    _widen(db, max((_width(t) for t in schema.tables.values()), default=0))
     have = our_triggers(db)
     wanted = {t.name: t for t in _wanted(db, schema, entries_max=entries_max, skip=skip)}
+    overtaken = _overtaken(db, schema)
     for name, (table, sql) in have.items():
-        if name not in wanted or (wanted[name].table, wanted[name].sql) != (table, sql):
+        if name not in wanted or (wanted[name].table, wanted[name].sql) != (table, sql) or table in overtaken:
             run(db, f"DROP TRIGGER main.{quoted(name)}")
             have = {**have, name: ("", "")}
     for name, trigger in wanted.items():
@@ -190,13 +263,12 @@ def install_capture(db: apsw.Connection, schema: Schema, *, entries_max: int, sk
 
 
 def _wanted(db: apsw.Connection, schema: Schema, *, entries_max: int, skip: frozenset[str]) -> tuple[Trigger, ...]:
-    triggers = [trim_trigger(entries_max)]
-    for name, table in schema.tables.items():
-        if name in skip:
-            continue
-        run(db, f"INSERT OR IGNORE INTO main.{TABLE}(name) VALUES(?)", (name,))
-        triggers += capture_triggers(table, number(db, f"SELECT id FROM main.{TABLE} WHERE name = ?", (name,)))
-    return tuple(triggers)
+    tables = [table for name, table in schema.tables.items() if name not in skip]
+    for table in tables:
+        for logged in _logged_names(table):
+            run(db, f"INSERT OR IGNORE INTO main.{TABLE}(name) VALUES(?)", (logged,))
+    numbers = table_numbers(db)
+    return trim_trigger(entries_max), *(trigger for table in tables for trigger in capture_triggers(table, numbers))
 
 
 def _widen(db: apsw.Connection, key_columns: int) -> None:

@@ -134,11 +134,21 @@ class RowsPair:
 
     async def settle(self, timeout: float = 20.0) -> Position:
         """Waits until everything that is committed now is durable on the Standby."""
+        settling = asyncio.create_task(self._settle(timeout))
+        waited = {settling, self.link} - {None}
         try:
-            return await self._settle(timeout)
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            if settling.done():
+                return settling.result()
+            # The link only ends by an error that no layer has a remedy for: there is nothing to wait for.
+            assert self.link is not None
+            self.link.result()
+            raise AssertionError("the link ended")
         except TimeoutError:
             state = (self.source.report(), self.sink.report(), self.failures[-3:], self.answers, self.link)
             raise AssertionError(f"not settled: {state}") from None
+        finally:
+            settling.cancel()
 
     async def _settle(self, timeout: float) -> Position:
         async with asyncio.timeout(timeout):
@@ -164,9 +174,11 @@ class RowsPair:
         self.make()
 
     async def close(self) -> None:
-        await self.disconnect()
-        await self.source.close()
-        await self.sink.close()
+        try:
+            await self.disconnect()
+        finally:
+            await self.source.close()
+            await self.sink.close()
 
 
 @asynccontextmanager

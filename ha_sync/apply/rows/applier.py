@@ -159,6 +159,9 @@ class Applier:
             self._file = None
 
     def _write(self, db: apsw.Connection, head: Head) -> None:
+        # Facts that do not come are as they were; but a table that is made anew, and an INSERT of no rows, change
+        # sqlite_sequence.
+        facts = head.facts if head.facts is not None else read_facts(db, self._locality)
         rebuild = None
         if head.objects is not None:
             remove_guards(db)
@@ -170,8 +173,7 @@ class Applier:
         if rebuild is not None:
             rebuild.rest()
             install_guards(db, read_schema(db), self._locality, active_at=self._active_at)
-        if head.facts is not None:
-            write_facts(db, head.facts, self._locality)
+        write_facts(db, facts, self._locality)
 
     def _prepare(self, db: apsw.Connection, facts: Facts | None) -> None:
         """What cannot be done inside a transaction: the shape of a new file, the journal mode."""

@@ -1,7 +1,8 @@
 """Applies what an image holds of one table, within the applier's transaction.
 
-Rows go in with OR REPLACE: a stale row that is in the way through a unique index is itself among the changed keys,
-because the Standby was in an earlier state of the Active; its own new form follows or its key is among the gone.
+Rows go in with OR REPLACE: a stale row that is in the way through a unique index is dead on the Active, or its new form
+follows, because the Standby was in an earlier state of the Active. What a REPLACE killed there is not always in the
+way; it is then among the gone, or holds a value that was freed (``docs/adr/0006``).
 Node-local rows are in nobody's way: one that sits on a shipped rowid moves to another rowid.
 """
 
@@ -13,7 +14,8 @@ from ha_sync.database.connection import run
 from ha_sync.database.image import Part
 from ha_sync.database.locality import Locality
 from ha_sync.database.names import folded, quoted
-from ha_sync.database.schema import Keyed
+from ha_sync.database.schema import Keyed, read_table
+from ha_sync.errors import RepairNeeded
 
 _ASIDE = "_ha_local_rows"
 
@@ -27,6 +29,8 @@ def apply_part(db: apsw.Connection, place: int, part: Part, locality: Locality) 
         run(db, f"DELETE FROM {table}{clause}")
     if part.gone:
         _delete_gone(db, place, part, shared)
+    if part.freed:
+        _delete_freed(db, place, part, shared)
     if part.ranges:
         _delete_ranges(db, place, part, shared)
     local = shared != "TRUE" and part.keyed is Keyed.ROWID and _put_aside(db, place, part, locality)
@@ -46,6 +50,26 @@ def _delete_gone(db: apsw.Connection, place: int, part: Part, shared: str) -> No
         listed = ", ".join(f"k{i}" for i in range(len(keys)))
         where = f"({', '.join(keys)}) IN (SELECT {listed} FROM img.g{place})"
     run(db, f"DELETE FROM main.{name} WHERE {where} AND {shared}")
+
+
+def _delete_freed(db: apsw.Connection, place: int, part: Part, shared: str) -> None:
+    """Deletes the rows that hold values of a unique index which no row of the Active holds."""
+    table = read_table(db, part.table)
+    uniques = {u.name: u for u in table.late} if table is not None else {}
+    name = quoted(part.table)
+    keys = ", ".join(f"{name}.{quoted(k)}" for k in part.key)
+    key = f"({keys})" if len(part.key) > 1 else keys
+    for number, index in enumerate(part.freed):
+        unique = uniques.get(index)
+        if unique is None:
+            raise RepairNeeded("rows do not fit", subject=part.table, reason=f"there is no index {index}")
+        values = tuple(f"_ha_freed._ha_v{i}" for i in range(len(unique.terms)))
+        renamed = ", ".join(f"k{i} AS _ha_v{i}" for i in range(len(unique.terms)))
+        run(
+            db,
+            f"DELETE FROM main.{name} WHERE {key} IN (SELECT {keys} FROM (SELECT {renamed} FROM img.f{place}x{number}) "
+            f"AS _ha_freed CROSS JOIN main.{name} ON {unique.held(values)}) AND {shared}",
+        )
 
 
 def _delete_ranges(db: apsw.Connection, place: int, part: Part, shared: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -39,6 +39,7 @@ from ha_sync.database.triggers import (
     install_capture,
     last_logged,
     log_identity,
+    logged_tables,
     oldest_kept,
     remove_everything,
 )
@@ -82,6 +83,17 @@ class _FactsMoved(Exception):
 
 class _TooLarge(Exception):
     """The image does not fit into memory: build it in a file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """What one look at the schema found, all of one instant."""
+
+    schema: Schema
+    complete: frozenset[str]  # tables whose triggers stand
+    identity: Identity
+    logged: int
+    moved: frozenset[str]  # the marks that its change needs
 
 
 T = TypeVar("T")
@@ -302,30 +314,30 @@ class Capture:
         if self._schema is not None and not retry:
             return
         self._install_again_at = time.monotonic() + INSTALL_RETRY_S
-        schema, complete, identity, logged = self._access.read(self._read_schema)
+        found = self._access.read(self._read_schema)
         self._method = self._describe()
-        fresh = not self.journal.continues(self._epoch, identity, logged)
+        fresh = not self.journal.continues(self._epoch, found.identity, found.logged)
         if fresh:
-            self.journal.begin(self._epoch, identity)
-        moved = frozenset() if fresh else self._moved(schema, complete)
-        usable = self._usable(schema)
-        if not self.unusable and usable - complete:
-            schema, complete, identity, logged = self._install(schema, complete, identity, logged)
-        self._blocked = self._blocked if usable - complete else ""
-        self._untracked = frozenset() if self.unusable else usable - complete
+            self.journal.begin(self._epoch, found.identity)
+        usable = self._usable(found.schema)
+        if not self.unusable and usable - found.complete:
+            found = self._install(found)
+            usable = self._usable(found.schema)
+        self._blocked = self._blocked if usable - found.complete else ""
+        self._untracked = frozenset() if self.unusable else usable - found.complete
         self._digests = {n: d for n, d in self._digests.items() if n in self._untracked}
         self.attach_now = self.attach_now and bool(self._untracked)
-        self.journal.follow(identity)
-        self._learn(schema, moved, logged)
+        self.journal.follow(found.identity)
+        self._learn(found.schema, frozenset() if fresh else found.moved, found.logged)
 
     def _describe(self) -> str:
         return "rows: write-ahead log" if self._access.keeps_connection else "rows: rollback journal"
 
-    def _read_schema(self, db: apsw.Connection) -> tuple[Schema, frozenset[str], Identity, int]:
+    def _read_schema(self, db: apsw.Connection) -> _Found:
         with reading(db):
             return self._schema_of(db)
 
-    def _schema_of(self, db: apsw.Connection) -> tuple[Schema, frozenset[str], Identity, int]:
+    def _schema_of(self, db: apsw.Connection) -> _Found:
         schema = read_schema(db)
         self.unusable = tuple(
             reason
@@ -338,20 +350,34 @@ class Capture:
         self._logging = has_log(db)
         device, inode = self._file or (0, 0)
         identity = Identity(device=device, inode=inode, log=log_identity(db).hex())
-        return schema, complete, identity, last_logged(db) if self._logging else 0
+        return _Found(
+            schema=schema,
+            complete=complete,
+            identity=identity,
+            logged=last_logged(db) if self._logging else 0,
+            moved=self._moved(db, schema, complete),
+        )
 
     def _usable(self, schema: Schema) -> frozenset[str]:
         return frozenset(name for name in schema.tables if not self._locality.is_local_table(name))
 
-    def _moved(self, schema: Schema, complete: frozenset[str]) -> frozenset[str]:
+    def _moved(self, db: apsw.Connection, schema: Schema, complete: frozenset[str]) -> frozenset[str]:
         """The marks that a change of the schema needs: a table travels whole where the log cannot vouch for it."""
-        if schema.version == self.journal.schema_version:
+        known = self.journal.schema_version
+        if schema.version == known:
             return frozenset()
-        known = self.journal.tables
+        written = frozenset[str]()
+        if self._logging and schema.version != known + 1:
+            # Danger: of several changes we see the last. A unique index that came and went meanwhile, or a trigger of
+            # ours that was away, let rows die unseen.
+            written = logged_tables(db, self.journal.looked)
         whole = {
             name
             for name, table in schema.tables.items()
-            if name not in complete or known.get(name) != digest(table.sql) or table.renumbered_by_vacuum
+            if name not in complete
+            or name in written
+            or self.journal.tables.get(name) != digest(table.sql)
+            or table.renumbered_by_vacuum
         }
         return frozenset(whole - self._untracked) | {EVERYTHING}
 
@@ -365,25 +391,27 @@ class Capture:
         else:
             self.journal.save()
 
-    def _install(
-        self, schema: Schema, complete: frozenset[str], identity: Identity, logged: int
-    ) -> tuple[Schema, frozenset[str], Identity, int]:
+    def _install(self, found: _Found) -> _Found:
         others = () if self._settings.live_triggers or self.attach_now else holders(self._settings.path)
         if others:
             self._blocked = ", ".join(str(h) for h in others[:3])
-            return schema, complete, identity, logged
+            return found
         try:
             return self._access.write(self._install_now)
         except apsw.BusyError:
             self._blocked = self._blocked or "a process"
-            return schema, complete, identity, logged
+            return found
 
-    def _install_now(self, db: apsw.Connection) -> tuple[Schema, frozenset[str], Identity, int]:
+    def _install_now(self, db: apsw.Connection) -> _Found:
         with writing(db):
+            # Asked again: the writer was free to change the schema since the first look.
+            before = self._schema_of(db)
             remove_guards(db)
             skip = frozenset(n for n in read_schema(db).tables if self._locality.is_local_table(n))
             install_capture(db, read_schema(db), entries_max=self._settings.log_entries_max, skip=skip)
-            found = self._schema_of(db)
+            after = self._schema_of(db)
+            # What was written to a table before its triggers came stands in no log.
+            found = replace(after, moved=before.moved | (after.complete - before.complete))
             if not (self._settings.live_triggers or self.attach_now):
                 # Somebody opened the database since the first look: its statements may be prepared already.
                 others = holders(self._settings.path)

@@ -12,9 +12,9 @@ import apsw
 from ha_sync.database.connection import number, run
 from ha_sync.database.image import ImageBuilder, Part
 from ha_sync.database.locality import Locality
-from ha_sync.database.names import CHANGE, TABLE, quoted
+from ha_sync.database.names import CHANGE, INDEX, TABLE, quoted
 from ha_sync.database.ranges import RangeReader
-from ha_sync.database.schema import Keyed, Schema, Table
+from ha_sync.database.schema import Keyed, Schema, Table, Unique
 
 _LOGGED = "_ha_logged"  # alias of the log, so that no column of the application's can hide its columns
 
@@ -83,6 +83,8 @@ class Collector:
         n = self.builder.begin_part(part)
         log = f"FROM main.{CHANGE} AS {_LOGGED} WHERE {_LOGGED}.seq > ?1 AND {_LOGGED}.tbl = ?2"
         self._gone(f"img.g{n}", table, log, (after, table_number))
+        for unique in table.late:
+            self._freed(n, table, unique, after)
         if table.keyed is Keyed.ROWID:
             self._rows_by_rowid(f"img.r{n}", table, log, (after, table_number))
         else:
@@ -98,6 +100,23 @@ class Collector:
             f"(SELECT 1 FROM main.{name} WHERE {same} AND {self.locality.shared(table.name)})",
             bindings,
         )
+
+    def _freed(self, part: int, table: Table, unique: Unique, after: int) -> None:
+        """The values that rows took in a unique index and that no row holds now.
+
+        A row that a REPLACE killed has no entry in the log. Where another row holds its value still, that row is in
+        the log and pushes it out on the Standby too; where none does, it is found there by the value.
+        """
+        numbered = number(self.db, f"SELECT id FROM main.{TABLE} WHERE name = ?", (INDEX + unique.name,))
+        values = tuple(f"{_LOGGED}.k{i}" for i in range(len(unique.terms)))
+        found = (
+            f"SELECT DISTINCT {', '.join(values)} FROM main.{CHANGE} AS {_LOGGED} "
+            f"WHERE {_LOGGED}.seq > ? AND {_LOGGED}.tbl = ? AND NOT EXISTS (SELECT 1 FROM main.{quoted(table.name)} "
+            f"WHERE {unique.held(values)} AND {self.locality.shared(table.name)})"
+        )
+        if number(self.db, f"SELECT EXISTS ({found})", (after, numbered)):
+            target = self.builder.begin_freed(part, unique.name, len(unique.terms))
+            run(self.db, f"INSERT INTO img.{target} {found}", (after, numbered))
 
     def _rows_by_rowid(self, target: str, table: Table, log: str, bindings: tuple[int, int]) -> None:
         name = quoted(table.name)

@@ -104,6 +104,11 @@ class Journal:
         return self._kept.schema_version
 
     @property
+    def looked(self) -> int:
+        """The newest entry of the log that was seen while the schema was the known one (or an older entry)."""
+        return max(0, self._kept.captured - self._kept.extra)
+
+    @property
     def acknowledged(self) -> Sequence:
         """The highest acknowledged sequence of this incarnation."""
         return Sequence(self._kept.acknowledged)
@@ -121,7 +126,7 @@ class Journal:
     @property
     def captured(self) -> Position:
         """The last position noticed."""
-        return self.position(max(0, self._kept.captured - self._kept.extra))
+        return self.position(self.looked)
 
     def continues(self, epoch: Epoch, identity: Identity, logged: int) -> bool:
         """Whether the database still holds the log that this journal counted."""
