@@ -95,7 +95,7 @@ def still_holding(s: State, e: Any) -> bool:
 
 
 def removal_due(s: State, e: Any) -> bool:
-    """The last order to remove is half a second old."""
+    """The last order to remove is a moment old."""
     return s.now - s.removed_at >= REMOVE_EVERY_S
 
 

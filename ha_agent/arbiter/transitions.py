@@ -575,6 +575,7 @@ IGNORED: dict[type, str] = {
     ev.AddressFailed: "a renewal failed: the lease runs on; alarm",
     ev.AddressGone: "a fact: this node holds nothing",
     ev.BookStored: "a fact: durable",
+    ev.BeatHeard: "what was granted is granted, whatever the peer says now; who has left follows nobody",
     ev.StopRequested: "stopped already",
 }
 """Events that have no row in some phase, and why that is right."""

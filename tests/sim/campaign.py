@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import random
-import sys
 import time
 from collections import Counter
 
@@ -14,19 +11,8 @@ from tests.sim.world import Violation
 FOUND_MAX = 20
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """0: nothing found. 1: seeds whose run breaks an invariant are listed."""
-    parser = argparse.ArgumentParser(prog="simulate", description=__doc__)
-    parser.add_argument("--schedules", type=int, default=1000, help="how many to play")
-    parser.add_argument("--seed", type=int, help="play this one only; with --schedules: the first one")
-    options = parser.parse_args(arguments)
-    first = options.seed if options.seed is not None else random.randrange(1 << 40)
-    count = 1 if options.seed is not None and "--schedules" not in (arguments or sys.argv) else options.schedules
-    return campaign(first, count)
-
-
 def campaign(first: int, count: int) -> int:
-    """Play ``count`` schedules from seed ``first`` on."""
+    """Play ``count`` schedules from seed ``first`` on; 1 if a seed breaks an invariant."""
     print(f"seed {first}, {count} schedules", flush=True)
     began = time.monotonic()
     played: Counter[str] = Counter()
@@ -43,7 +29,3 @@ def campaign(first: int, count: int) -> int:
     kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(played.items()))
     print(f"{sum(played.values())} schedules ({kinds}) in {time.monotonic() - began:.0f} s, {len(found)} found")
     return 1 if found else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,8 +2,8 @@
 
 Three classes are told apart. ``single``: one fault, of a process, cable, port or power, on a pair that stands.
 ``double``: two faults, overlapping. ``storm``: many. Safety is asserted in all of them, liveness after all was healed.
-S1 knows no excuse for a single fault but a paused machine, and none for a double one but that and the one pair of
-faults that the design does not cover (``excusable``); storms may have each of the excuses of holders.py.
+S1 knows no excuse for a single fault but a paused machine, and none for a double one but that and the pairs that the
+design does not cover: both paths broken, and no gateway or a firewall (``excusable``). Storms may have each excuse.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def play(seed: int) -> World:
     rng = random.Random(seed * 7919 + 1)
     world = make(seed, rng)
     faults = draw(rng, kind_of(seed))
-    world.holders.allowed = excusable(kind_of(seed), {fault.name for fault in faults})
+    names = {fault.name for fault in faults}
+    world.holders.allowed = excusable(kind_of(seed), names, gateway=world.network.has_gateway)
     world.boot()
     world.run(FAULTS_FROM_S)
     start = world.now
@@ -94,14 +95,20 @@ def draw(rng: random.Random, kind: str) -> list[Injected]:
 
 
 LAN_BREAKS = frozenset({"carrier", "port_sends", "port_receives", "switch_reboots"})
+CABLE_BREAKS = frozenset({"cable", "cable_one_way", "filtered"})
 
 
-def excusable(kind: str, names: set[str]) -> frozenset[str]:
+def excusable(kind: str, names: set[str], *, gateway: bool) -> frozenset[str]:
     """The excuses for two holders that a schedule of these faults may have."""
     if kind == "storm":
         return EXCUSES
-    filtered = "filtered" in names and bool(names & LAN_BREAKS)
-    return frozenset(name for name, may in (("paused", "pause" in names), ("filtered", filtered)) if may)
+    parted = bool(names & CABLE_BREAKS and names & LAN_BREAKS)
+    may = {
+        "paused": "pause" in names,
+        "filtered": parted and "filtered" in names,
+        "parted": parted and not gateway,  # nobody who could be asked
+    }
+    return frozenset(excuse for excuse, so in may.items() if so)
 
 
 def check_liveness(world: World) -> None:

@@ -6,7 +6,6 @@ import pytest
 
 from ha_agent.arbiter import events as ev
 from ha_agent.arbiter.values import Cause, Phase, Reason
-from tests.sim.long import moves_under_loss, moves_without_anything, moves_without_cable
 from tests.sim.stage import cut_everything, pair, rows, stays, takes_over
 
 
@@ -16,25 +15,6 @@ def test_the_heartbeat_cable_alone_switches_nothing() -> None:
     world.network.cable = [False, False]
     stays(world, 120.0)
     assert rows(world, 0)[-1] == "serve"
-
-
-@pytest.mark.req("R11")
-def test_a_day_of_thirty_percent_loss_switches_nothing() -> None:
-    assert moves_under_loss(24.0, beat_s=0.4) == 0
-
-
-@pytest.mark.req("R11")
-def test_an_hour_of_thirty_percent_loss_switches_nothing_at_the_shortest_timeout() -> None:
-    assert moves_under_loss(1.0, beat_s=0.1, timeout_s=3.0) == 0
-
-
-@pytest.mark.req("R11")
-def test_an_hour_without_the_heartbeat_cable_switches_nothing() -> None:
-    assert moves_without_cable(1.0) == 0
-
-
-def test_what_counts_the_moves_of_the_role_counts_one_that_must_happen() -> None:
-    assert moves_without_anything(0.01) == 2
 
 
 @pytest.mark.req("R12")
