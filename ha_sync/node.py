@@ -35,6 +35,7 @@ from ha_sync.core.dataset import (
     Source,
 )
 from ha_sync.core.position import NOWHERE, Epoch, Position
+from ha_sync.core.standing import DatasetStanding, Standing, standing_of
 from ha_sync.errors import ConfigFault, Fenced, HaSyncError, OperatorNeeded, Refused, Retryable, WrongState
 from ha_sync.stream.gate import Gate
 from ha_sync.stream.publisher import Outlet, Publisher
@@ -59,6 +60,7 @@ class Membership:
     cluster_id: str
     node_id: str
     peer_id: str  # "" until one joined
+    founder: bool  # began the pair: before it ever served, its data is the pair's data
 
 
 @dataclass(slots=True, kw_only=True)
@@ -109,6 +111,7 @@ class Node:
         )
         self.role: Role | None = None
         self.epoch = Epoch(0)
+        self.active_at = ""  # what the agent says; else the settings
 
     # ---- epochs, as the subscribers see them
 
@@ -272,7 +275,7 @@ class Node:
         return place
 
     def _active_at(self) -> str:
-        return self.settings.node.active_at or self.settings.node.peer or "the other node"
+        return self.active_at or self.settings.node.active_at or self.settings.node.peer or "the other node"
 
     # ---- publishing, called for each subscriber of the peer
 
@@ -383,6 +386,21 @@ class Node:
             if not connected and report.state in {DatasetState.STREAMING, DatasetState.SYNCING}:
                 report = replace(report, state=DatasetState.WAITING, reason="no standby is connected")
         return DatasetStatus(settings=endpoint.settings, report=report, connected=connected)
+
+    def standing(self, *, founder: bool) -> Standing:
+        """How this node's data stands beside the other node's."""
+        found = (
+            DatasetStanding(
+                name=item.settings.name,
+                state=item.report.state,
+                position=item.report.position,
+                acknowledged=item.report.acknowledged,
+                consistent=item.report.consistent,
+                connected=item.connected,
+            )
+            for item in self.datasets()
+        )
+        return standing_of(found, role=self.role, epoch=self.epoch, served=self.served, founder=founder)
 
     async def wait_replicated(self, names: tuple[str, ...], *, timeout_s: float | None) -> tuple[str, ...]:
         """The barrier: returns what is still missing when the time is over (nothing: all is durable on the Standby)."""

@@ -22,6 +22,11 @@ class EngineProbe:
         """The call has ended, or the engine said nothing for its deadline."""
         self._set(attached=False)
 
+    @property
+    def is_attached(self) -> bool:
+        """Whether the engine holds a call now."""
+        return self._attached
+
     async def look(self) -> tuple[Look, ...]:
         """One look."""
         self._changed.clear()

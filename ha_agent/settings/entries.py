@@ -194,7 +194,11 @@ def _storage(table: Table) -> dict[str, Any]:
 
 
 def _command(table: Table, key: str) -> Command:
-    example = '["/usr/bin/systemctl", "start", "asterisk"]'
+    return parse_command(table, key, '["/usr/bin/systemctl", "start", "asterisk"]')
+
+
+def parse_command(table: Table, key: str, example: str) -> Command:
+    """A program by its absolute path, and its arguments; empty where the key is absent or wrong."""
     words = table.texts(key, form.argument, example=example, most=ARGUMENTS_MAX)
     if words and (problem := form.absolute_path(words[0])):
         table.fault(key, f"the program {problem}")

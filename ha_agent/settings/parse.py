@@ -15,7 +15,7 @@ from typing import Any
 from ha_agent.arbiter.values import Mac, Policy, Station
 from ha_agent.errors import ConfigFault
 from ha_agent.settings import form
-from ha_agent.settings.entries import parse_paths, parse_probes, parse_services
+from ha_agent.settings.entries import parse_command, parse_paths, parse_probes, parse_services
 from ha_agent.settings.reading import Faults, Table
 from ha_agent.settings.relations import check_pair, check_probes
 from ha_agent.settings.values import (
@@ -107,6 +107,8 @@ def _node(top: Table) -> NodeSettings:
         proc_dir=_folder(table, "proc_dir", plain.proc_dir),
         sys_net_dir=_folder(table, "sys_net_dir", plain.sys_net_dir),
         dahdi_dir=_folder(table, "dahdi_dir", plain.dahdi_dir),
+        reboot_command=parse_command(table, "reboot_command", '["/usr/bin/systemctl", "reboot"]')
+        or plain.reboot_command,
     )
     if len(os.fsencode(node.socket_path)) > form.SOCKET_PATH_BYTES_MAX:
         most = form.SOCKET_PATH_BYTES_MAX - len(f"/{SOCKET_NAME}")

@@ -82,6 +82,7 @@ class NodeSettings:
     proc_dir: str = "/proc"
     sys_net_dir: str = "/sys/class/net"
     dahdi_dir: str = "/proc/dahdi"
+    reboot_command: Command = ("/usr/bin/systemctl", "reboot")  # for after_switch = "reboot"
 
     @property
     def socket_path(self) -> str:

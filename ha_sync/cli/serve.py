@@ -29,23 +29,34 @@ log = logging.getLogger(__name__)
 
 @click.command()
 @config_option
-@click.option("--role", "role_name", type=click.Choice([role.value for role in Role]), required=True)
 @click.option(
-    "--epoch", type=click.IntRange(1, EPOCH_MAX), default=1, show_default=True, help="In which it has that role."
+    "--role",
+    "role_name",
+    type=click.Choice([role.value for role in Role]),
+    default=None,
+    help="Run without an agent, in this role. [default: the agent of this node decides]",
+)
+@click.option(
+    "--epoch", type=click.IntRange(1, EPOCH_MAX), default=None, help="In which it has that role. [default: 1]"
 )
 @click.option("--log-level", type=click.Choice(list(LEVELS)), default="info", show_default=True)
-def serve(*, config: str, role_name: str, epoch: int, log_level: str) -> None:
-    """Run the replication engine of this node."""
+def serve(*, config: str, role_name: str | None, epoch: int | None, log_level: str) -> None:
+    """Run the replication engine of this node.
+
+    Its role is what the agent says (`ha-agent run`); without an agent yet it waits, a Standby goes on as Standby.
+    """
+    if role_name is None and epoch is not None:
+        raise click.UsageError("--epoch belongs to --role: without a role the agent decides both")
     settings = load(config)
     log_to_stderr(log_level)
     try:
-        asyncio.run(_serve(settings, Role(role_name), Epoch(epoch)))
+        asyncio.run(_serve(settings, Role(role_name) if role_name else None, Epoch(epoch or 1)))
     except BaseExceptionGroup as group:
         # The first error that names a remedy is what the operator needs; the others followed from it.
         raise next(_known(group), group) from group
 
 
-async def _serve(settings: Settings, role: Role, epoch: Epoch) -> None:
+async def _serve(settings: Settings, role: Role | None, epoch: Epoch) -> None:
     from ha_sync.service.engine import run
 
     loop = asyncio.get_running_loop()

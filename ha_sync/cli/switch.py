@@ -130,6 +130,8 @@ def _tell(outcome: Outcome, *, as_json: bool) -> None:
         click.echo(f"switched in {outcome.took_s:.1f} s, epoch {answer.epoch}")
     else:
         say(error)
+        if answer.detail:
+            click.echo(f"  {answer.detail}", err=True)
         for reason in answer.peer_reasons:
             click.echo(f"  peer: {words(reason)}", err=True)
 

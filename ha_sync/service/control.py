@@ -39,6 +39,7 @@ class Parts:
     watch: PeerWatch
     events: EventLog
     began: float  # monotonic
+    by_hand: bool  # the role is given by hand, not by an agent
 
 
 class ControlServicer(control_pb2_grpc.ControlServiceServicer):
@@ -71,6 +72,12 @@ class ControlServicer(control_pb2_grpc.ControlServiceServicer):
     @unary
     async def SetRole(self, request: pb.SetRoleRequest, _context: Context) -> pb.SetRoleResponse:
         """Promotion or demotion by hand."""
+        if not self._parts.by_hand:
+            raise WrongState(
+                "cannot set the role by hand",
+                reason="the agent of this node decides it",
+                hint="`ha-sync switch`; or run the engine alone with `ha-sync serve --role`",
+            )
         names = {role.value: role for role in Role}
         if request.role not in names:
             raise ConfigFault("the call", (f"role: {request.role!r} is none of {', '.join(names)}",))

@@ -35,6 +35,7 @@ from ha_sync.pairing.keyring import Keyring
 from ha_sync.pairing.renewal import Renewer
 from ha_sync.pairing.servicer import PairingServicer
 from ha_sync.pairing.witness import HandshakeWitness
+from ha_sync.service.attach import SOCKET_NAME, AgentLink
 from ha_sync.service.control import ControlServicer, Parts
 from ha_sync.service.peer import STREAM_OPTIONS, PeerLink, PeerWatch
 from ha_sync.service.replication import ReplicationServicer
@@ -47,8 +48,11 @@ PAIR_LOOK_S = 1.0
 """How often an unpaired node looks whether it was paired meanwhile."""
 
 
-async def run(settings: Settings, *, role: Role, epoch: Epoch) -> None:
-    """Runs the engine until cancelled. Raises OperatorNeeded, Fenced or ConfigFault where it cannot start."""
+async def run(settings: Settings, *, role: Role | None, epoch: Epoch) -> None:
+    """Runs the engine until cancelled; with no role it follows the agent of this node.
+
+    Raises OperatorNeeded, Fenced or ConfigFault where it cannot start.
+    """
     with _only_one(settings.node.state_dir):
         engine = _Engine(settings)
         # Before anything of gRPC is made: its core reads its log level once.
@@ -75,6 +79,12 @@ class _Engine:
             dial=self._link.dial,
             report=self._report,
         )
+        self._agent = AgentLink(
+            self._node,
+            socket_path=os.path.join(node_settings.run_dir, SOCKET_NAME),
+            membership=self._membership,
+            report=self._report,
+        )
         self._watch = PeerWatch(self._node, self._link, self._report)
         self._refusals = Refusals(self._report)
         self.witness = HandshakeWitness(self._refusals, port=int(node_settings.listen.rpartition(":")[2]))
@@ -90,23 +100,33 @@ class _Engine:
             cluster_id=identity.cluster_id,
             node_id=identity.node_id,
             peer_id=identity.peer.node_id if identity.peer else "",
+            founder=identity.promised_epoch == 0,
         )
 
-    async def run(self, role: Role, epoch: Epoch) -> None:
+    async def run(self, role: Role | None, epoch: Epoch) -> None:
         for notice in self._settings.notices:
             self._report("warning", "settings accepted with a notice", {"notice": notice})
         try:
-            async with self._control_server(), asyncio.TaskGroup() as tasks:
+            async with self._control_server(by_hand=role is not None), asyncio.TaskGroup() as tasks:
                 if identity_exists(self._settings.node.state_dir):
                     await self._join_pair(tasks)
                 else:
                     tasks.create_task(self._await_pairing(tasks))
-                await self._node.set_role(role, epoch)
+                if role is not None:
+                    await self._node.set_role(role, epoch)
+                else:
+                    await self._follow_agent(tasks)
                 tasks.create_task(self._watch.run())
         finally:
             await self._node.close()
             self._state.close()
             await asyncio.to_thread(self._events.close)
+
+    async def _follow_agent(self, tasks: asyncio.TaskGroup) -> None:
+        """A Standby goes on as such at once; only the agent says that this node is Active."""
+        if self._state.stored.role is Role.STANDBY:
+            await self._node.set_role(Role.STANDBY, self._state.stored.promised)
+        tasks.create_task(self._agent.run())
 
     async def _await_pairing(self, tasks: asyncio.TaskGroup) -> None:
         while not identity_exists(self._settings.node.state_dir):
@@ -153,7 +173,7 @@ class _Engine:
         return server
 
     @contextlib.asynccontextmanager
-    async def _control_server(self) -> AsyncIterator[None]:
+    async def _control_server(self, *, by_hand: bool) -> AsyncIterator[None]:
         path = self._settings.node.socket_path
         _clear_stale_socket(path)
         server = grpc.aio.server()
@@ -165,6 +185,7 @@ class _Engine:
                 watch=self._watch,
                 events=self._events,
                 began=self._began,
+                by_hand=by_hand,
             )
         )
         control_pb2_grpc.add_ControlServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]

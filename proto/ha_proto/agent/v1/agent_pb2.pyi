@@ -487,9 +487,14 @@ class SwitchResponse(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     PEER_REASONS_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
     switched: _builtins.bool
     reason: _builtins.str
+    """why not: a word of the arbiter's Reason, e.g. peer_not_ready"""
     epoch: _builtins.int
+    """that is served now"""
+    detail: _builtins.str
+    """for a person: who still writes, what is not on the Standby"""
     @_builtins.property
     def peer_reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -499,10 +504,11 @@ class SwitchResponse(_message.Message):
         reason: _builtins.str = ...,
         peer_reasons: _abc.Iterable[_builtins.str] | None = ...,
         epoch: _builtins.int = ...,
+        detail: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "peer_reasons", b"peer_reasons", "reason", b"reason", "switched", b"switched"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "epoch", b"epoch", "peer_reasons", b"peer_reasons", "reason", b"reason", "switched", b"switched"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,275 @@
+"""Composes the agent of one node from its settings; refuses settings that this machine cannot carry out.
+
+Order: logs, the boot number (durable before the first beat), what the kernel has of the address, the parts, the first
+state. The parts live in one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import ipaddress
+import os
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from ha_agent.agent.chronicle import Chronicle
+from ha_agent.agent.driver import Agent
+from ha_agent.agent.duty import Duty
+from ha_agent.agent.parts import Parts
+from ha_agent.arbiter import state as arbiter
+from ha_agent.arbiter.step import begin
+from ha_agent.arbiter.values import Identity, Mac
+from ha_agent.cluster_ip.holder import Holder, KernelHolder
+from ha_agent.cluster_ip.lan import Lan
+from ha_agent.cluster_ip.links import Links
+from ha_agent.cluster_ip.netlink import FOREVER, Address, AddressFacts, Kernel
+from ha_agent.cluster_ip.stand_in import StandIn
+from ha_agent.commands import Commands
+from ha_agent.engine_link import EngineLink
+from ha_agent.errors import ConfigFault, OperatorNeeded
+from ha_agent.health import EngineProbe, Monitor, Tools, watches_of
+from ha_agent.heartbeat.beat import NAME_MAX, PathId
+from ha_agent.heartbeat.channel import Channel
+from ha_agent.heartbeat.datagram import PathSpec
+from ha_agent.heartbeat.seal import Pair
+from ha_agent.logs import AgentLogs
+from ha_agent.memory import BookStore, Membership
+from ha_agent.memory.book import kernel_boot_id
+from ha_agent.services import Services
+from ha_agent.settings import OwnAddress, PairSettings, PathSettings, Settings, against_interface, shared_digest
+
+LOOPBACK = "lo"
+LOOK_THREADS = 6
+SCHEMA = (1, 1)
+"""The data layouts that this firmware reads; grows when the stream or the catalogue changes."""
+
+CAP_NET_ADMIN, CAP_NET_RAW = 12, 13
+
+
+async def build(
+    settings: Settings,
+    membership: Membership,
+    logs: AgentLogs,
+    *,
+    on_tick: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Agent:
+    """An agent that is ready to ``run``. ``on_tick``: see ``Agent``. Raises ConfigFault, OperatorNeeded."""
+    pair = settings.pair
+    assert pair is not None, "HA is off"
+    stands_in = pair.interface == LOOPBACK
+    own_mac = _stand_in_mac(pair) if stands_in else check_machine(pair, proc_dir=settings.node.proc_dir)
+    if own_mac == pair.peer_mac:
+        raise ConfigFault("ha.toml", (f"ha.peer_mac = {pair.peer_mac}: is this node's own: name the other node's",))
+    for warning in (*settings.warnings, *([STAND_IN] if stands_in else [])):
+        logs.events.append("warning", "settings accepted with a warning", {"warning": warning})
+
+    store = BookStore(os.path.join(settings.node.state_dir, "agent.json"))
+    kernel_boot = kernel_boot_id(settings.node.proc_dir)
+    memory, boot = await asyncio.to_thread(store.start, kernel_boot)
+
+    executor = ThreadPoolExecutor(LOOK_THREADS, thread_name_prefix="look")
+    commands = Commands()
+    engine_probe = EngineProbe()
+    agent = Agent(settings, on_tick=on_tick, clock=clock)
+    holder, lan = _holder(pair, agent.lan_answered, stands_in=stands_in, clock=clock)
+    engine = EngineLink(on_report=agent.engine_reported, on_lost=agent.engine_lost)
+    monitor = Monitor(
+        watches_of(settings, Tools(commands=commands, executor=executor, engine=engine_probe)), agent.health_changed
+    )
+    services = Services(
+        settings.services,
+        commands,
+        executor,
+        logs.events.append,
+        condition_file=settings.node.condition_file,
+        proc_dir=settings.node.proc_dir,
+    )
+    parts = Parts(
+        store=store,
+        holder=holder,
+        lan=lan,
+        links=Links(agent.links_changed),
+        channel=Channel(
+            Pair(key=membership.key, cluster_id=membership.cluster_id, own_mac=own_mac, peer_mac=pair.peer_mac),
+            _path_specs(pair),
+            boot=boot,
+            timeout_s=pair.heartbeat_timeout_s,
+            on_heard=agent.heard,
+            on_rejected=agent.rejected,
+            clock=clock,
+        ),
+        engine=engine,
+        engine_probe=engine_probe,
+        monitor=monitor,
+        duty=Duty(services, engine, logs.events.append, expect=lambda running: monitor.expect(running=running)),
+        chronicle=Chronicle(
+            logs.switches,
+            logs.events,
+            scene=agent.scene,
+            node=settings.node.name or socket.gethostname(),
+            observing=pair.observe_only,
+        ),
+        commands=commands,
+        events=logs.events,
+    )
+    found = await holder.find()
+    link = parts.links.look(pair.interface)
+    state, actions = begin(
+        arbiter_settings(pair, model=settings.node.model),
+        memory.book,
+        now=clock(),
+        boot=boot,
+        link_up=link is not None and link.usable,
+        address_present=found.present,
+        address_left_s=found.left_s,
+        same_kernel_boot=bool(kernel_boot) and memory.kernel_boot == kernel_boot,
+    )
+    agent.begin(parts, state, actions)
+    return agent
+
+
+def arbiter_settings(pair: PairSettings, *, model: str) -> arbiter.Settings:
+    """What the arbiter is told of the settings."""
+    fits = len(model) <= NAME_MAX and model.isascii() and model.isprintable()
+    told = model if fits else hashlib.blake2b(model.encode(), digest_size=NAME_MAX // 2).hexdigest()
+    return arbiter.Settings(
+        identity=Identity(
+            station=pair.station,
+            settings_digest=shared_digest(pair),
+            model=told,
+            schema=SCHEMA,
+            observing=pair.observe_only,
+        ),
+        timeout_s=pair.heartbeat_timeout_s,
+        gateway=pair.gateway is not None and pair.gateway not in pair.cluster_addresses,
+        peer_mac=pair.peer_mac,
+        policy=pair.policy,
+        observe=pair.observe_only,
+        drain_s=pair.drain_deadline_s,
+    )
+
+
+STAND_IN = "ha.interface = lo: a stand-in for the cluster IP answers UDP on the loopback address; no network sees it"
+
+
+def check_machine(pair: PairSettings, *, proc_dir: str) -> Mac:
+    """This node's own MAC. Raises ConfigFault or OperatorNeeded for what this machine cannot carry out."""
+    kernel = Kernel()
+    try:
+        link = kernel.link(pair.interface)
+        addresses = kernel.addresses()
+    finally:
+        kernel.close()
+    if link is None:
+        raise ConfigFault(
+            "ha.toml", (f"ha.interface = {pair.interface}: there is no such interface: name one of this machine's",)
+        )
+    judged = against_interface(pair, _own_addresses(addresses))
+    if judged.faults:
+        raise ConfigFault("ha.toml", judged.faults)
+    if pair.cluster_addresses:
+        _check_capabilities(proc_dir)
+    return Mac(link.mac)
+
+
+def _check_capabilities(proc_dir: str) -> None:
+    with open(os.path.join(proc_dir, "self/status"), encoding="utf-8", errors="replace") as file:
+        effective = next((int(line.split()[1], 16) for line in file if line.startswith("CapEff:")), 0)
+    missing = [
+        name
+        for name, bit in (("CAP_NET_ADMIN", CAP_NET_ADMIN), ("CAP_NET_RAW", CAP_NET_RAW))
+        if not effective >> bit & 1
+    ]
+    if missing:
+        raise OperatorNeeded(
+            "cannot hold the cluster IP",
+            reason=f"this process lacks {' and '.join(missing)}",
+            hint="run the agent as root, or give its unit AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW",
+        )
+
+
+def _own_addresses(addresses: tuple[AddressFacts, ...]) -> list[OwnAddress]:
+    found = []
+    for one in addresses:
+        try:
+            name = socket.if_indextoname(one.index)
+        except OSError:  # gone since it was listed
+            continue
+        address = ipaddress.ip_interface(f"{one.address}/{one.prefix}")
+        found.append(OwnAddress(address=address, interface=name, permanent=one.valid_s == FOREVER))
+    return found
+
+
+def _stand_in_mac(pair: PairSettings) -> Mac:
+    """A locally administered address made of the loopback address, which tells the two nodes apart."""
+    local = next((path.local for path in pair.paths if path.local is not None and path.local.version == 4), None)
+    if local is None:
+        raise ConfigFault(
+            "ha.toml", ('ha.interface = lo: needs a [[path]] with local = "127.0.0.x", which tells the nodes apart',)
+        )
+    return Mac((b"\x02\x00" + local.packed).hex(":"))
+
+
+def _holder(
+    pair: PairSettings, on_answer: Callable[[float, bool], None], *, stands_in: bool, clock: Callable[[], float]
+) -> tuple[Holder, Lan | None]:
+    addresses = pair.cluster_addresses
+    if stands_in:
+        return StandIn(addresses[0], pair.heartbeat_port, clock=clock), None
+    holder = KernelHolder(pair.interface, addresses, ipv6=pair.ipv6, clock=clock)
+    lan = Lan(
+        holder,
+        gateway=pair.gateway if pair.gateway not in addresses else None,
+        apart=frozenset({*addresses, pair.peer_ip}),
+        peer_mac=pair.peer_mac,
+        on_answer=on_answer,
+    )
+    return holder, lan
+
+
+def _path_specs(pair: PairSettings) -> tuple[PathSpec, ...]:
+    """Numbered by the order of the names, which are the same on both nodes."""
+    ordered = sorted(pair.paths, key=lambda path: path.name)
+    return tuple(
+        PathSpec(
+            path=PathId(number),
+            name=path.name,
+            local=str(_local(pair, path)),
+            peer=str(path.peer),
+            port=pair.heartbeat_port,
+        )
+        for number, path in enumerate(ordered)
+    )
+
+
+def _local(pair: PairSettings, path: PathSettings) -> Address:
+    """The local end where the settings leave it to us: this node's own address on the interface of the cluster IP."""
+    if path.local is not None:
+        return path.local
+    kernel = Kernel()
+    try:
+        link = kernel.link(pair.interface)
+        own = [
+            one
+            for one in kernel.addresses()
+            if link is not None
+            and one.index == link.index
+            and one.valid_s == FOREVER
+            and one.address.version == path.peer.version
+            and one.address not in pair.cluster_addresses
+        ]
+    finally:
+        kernel.close()
+    near = [one for one in own if path.peer in ipaddress.ip_interface(f"{one.address}/{one.prefix}").network]
+    if not own:
+        raise OperatorNeeded(
+            "cannot find this node's own address for path",
+            subject=path.name,
+            reason=f"{pair.interface} has no static IPv{path.peer.version} address",
+            hint=f'add [[path]] name = "{path.name}" with local and peer, or give {pair.interface} an address',
+        )
+    return (near or own)[0].address

@@ -1,0 +1,132 @@
+"""The services of this node at a switch: start after the promotion, stop, quiesce, start again.
+
+One duty at a time: a new order ends the one that runs (its hook is killed), but a stop is not ended by another stop. An
+order that is performed is told by a callback in the loop. The engine's part (promotion, drain) is asked through
+``EngineLink``. Seconds are monotonic, of the loop's clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from ha_agent.engine_link import Drained, EngineLink
+from ha_agent.services import Outcome, Report, Services
+
+PROMOTION_S = 30.0
+"""The engine finishes what the dead node left; past this the services start all the same, with an alarm."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quieted:
+    """What came of a quiesce: the digest of the final positions, or why there is none."""
+
+    digest: str | None
+    reason: str = ""
+    stop_s: float = 0.0
+    drain_s: float = 0.0
+
+
+class Duty:
+    """See the module."""
+
+    def __init__(
+        self,
+        services: Services,
+        engine: EngineLink,
+        report: Report,
+        *,
+        expect: Callable[[bool], None],
+    ) -> None:
+        """``expect``: whether the services are meant to run from now on, for the health probes."""
+        self._services = services
+        self._engine = engine
+        self._report = report
+        self._expect = expect
+        self._running: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    async def close(self) -> None:
+        """Ends what runs. A stop that runs is waited for: the services of a node without the role must end."""
+        task = self._running
+        if task is None:
+            return
+        if not self._stopping:
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    def start(self, epoch: int, *, done: Callable[[Outcome], None]) -> None:
+        """After a take-over: wait for the promotion, then start in order."""
+        self._order(self._start(epoch, done))
+
+    def stop(self) -> None:
+        """The role is gone."""
+        if self._stopping:
+            return
+        self._order(self._stop(), stopping=True)
+
+    def quiesce(self, *, deadline: float, epoch: int, end_backup: bool, done: Callable[[Quieted], None]) -> None:
+        """Stop, see that nobody writes, drain."""
+        self._order(self._quiesce(deadline, epoch, end_backup, done))
+
+    def resume(self, epoch: int) -> None:
+        """The hand-over was given up: the services start again."""
+        self._engine.resume()
+        self._order(self._again(epoch))
+
+    def _order(self, work: Coroutine[Any, Any, None], *, stopping: bool = False) -> None:
+        before = self._running
+        self._stopping = stopping
+        self._running = asyncio.get_running_loop().create_task(_after(before, work))
+
+    async def _start(self, epoch: int, done: Callable[[Outcome], None]) -> None:
+        if not await self._engine.promoted(epoch, within_s=PROMOTION_S):
+            self._report("error", "the engine did not finish its promotion", {"epoch": epoch, "seconds": PROMOTION_S})
+        outcome = await self._services.start(epoch=epoch)
+        self._expect(True)
+        done(outcome)
+
+    async def _again(self, epoch: int) -> None:
+        await self._services.start(epoch=epoch)
+        self._expect(True)
+
+    async def _stop(self) -> None:
+        self._expect(False)
+        try:
+            await self._services.stop()
+        finally:
+            self._stopping = False
+
+    async def _quiesce(self, deadline: float, epoch: int, end_backup: bool, done: Callable[[Quieted], None]) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        self._expect(False)
+        engine = self._engine.report
+        paths, pids = (tuple(engine.paths), (engine.pid,)) if engine is not None else ((), ())
+        found = await self._services.quiesce(paths, deadline=deadline, epoch=epoch, but=pids)
+        stopped = loop.time()
+        if not found.quiet:
+            self._expect(True)
+            writers = ", ".join(str(writer) for writer in found.survey.writers[:3])
+            late = ", ".join(step.service for step in found.stopped.failures)
+            done(Quieted(digest=None, reason=writers or f"not stopped: {late}", stop_s=stopped - began))
+            return
+        drained: Drained = await self._engine.quiesce(within_s=max(0.1, deadline - loop.time()), end_backup=end_backup)
+        reason = "" if drained.digest is not None else "not on the Standby: " + "; ".join(drained.waiting_for)
+        done(Quieted(digest=drained.digest, reason=reason, stop_s=stopped - began, drain_s=loop.time() - stopped))
+
+
+async def _after(before: asyncio.Task[None] | None, work: Coroutine[Any, Any, None]) -> None:
+    """Ends what ran, then does the work. The end of a hook takes its group's death, at most a second."""
+    try:
+        if before is not None and not before.done():
+            before.cancel()
+            await asyncio.wait([before])
+    except BaseException:
+        work.close()
+        raise
+    await work

@@ -1,0 +1,67 @@
+"""An administrator's request and its answer: one at a time, answered by what the arbiter does or refuses.
+
+A planned switch is done when the peer serves, a forced take-over when this node does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ha_agent.arbiter.actions import Moved, Refused
+from ha_agent.arbiter.values import NO_EPOCH, Cause, Epoch, Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """What became of a request."""
+
+    done: bool
+    epoch: Epoch = NO_EPOCH
+    reason: Reason | None = None
+    peer_reasons: tuple[Reason, ...] = ()
+    detail: str = ""
+
+
+class Requests:
+    """One per agent."""
+
+    def __init__(self) -> None:
+        self._asking: asyncio.Future[Answered] | None = None
+        self.detail = ""  # why a quiesce failed
+
+    async def ask(self, begin: Callable[[], None], *, timeout_s: float) -> Answered:
+        """Begins and waits for the answer. ``timeout_s`` 0: what is not refused at once is done."""
+        if self._asking is not None:
+            return Answered(done=False, reason=Reason.BUSY)
+        asking: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
+        self._asking = asking
+        self.detail = ""
+        try:
+            begin()
+            if not timeout_s:
+                return asking.result() if asking.done() else Answered(done=True)
+            async with asyncio.timeout(timeout_s):
+                return await asking
+        except TimeoutError:
+            return Answered(done=False, reason=Reason.DEADLINE)
+        finally:
+            self._asking = None
+
+    def refused(self, refused: Refused) -> None:
+        """The arbiter says why not."""
+        self._answer(Answered(done=False, reason=refused.reason, peer_reasons=refused.peer_reasons, detail=self.detail))
+
+    def moved(self, move: Moved, *, peer_epoch: Epoch) -> None:
+        """A row was taken; it may be the answer."""
+        if move.row == "serve":
+            forced = move.cause is Cause.FORCED
+            # Not forced: the role came back, the other node never served after it was given the go.
+            self._answer(Answered(done=forced, epoch=move.epoch, reason=None if forced else Reason.PEER_LOST))
+        elif move.row in {"follow", "follow-on"}:
+            self._answer(Answered(done=True, epoch=peer_epoch))
+
+    def _answer(self, answered: Answered) -> None:
+        if self._asking is not None and not self._asking.done():
+            self._asking.set_result(answered)

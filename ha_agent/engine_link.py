@@ -1,0 +1,143 @@
+"""The agent's end of ``Attach``: what the engine reports, and what it is directed (DESIGN 9).
+
+One engine at a time: a newer call ends the older. A role that was directed is repeated to whoever attaches. An engine
+that says nothing for ``SILENT_S`` is lost, as is one whose call ended: a stopped process keeps its connection. All
+callbacks are called in the loop and must not block. Seconds are monotonic, of the loop's clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import dataclass
+
+from ha_proto.agent.v1 import agent_pb2 as pb
+
+SILENT_S = 2.5
+LOOK_EVERY_S = 0.25
+DIRECTIVES_MAX = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drained:
+    """What came of a quiesce of the engine."""
+
+    digest: str | None  # of the final positions; None: not everything is on the Standby
+    waiting_for: tuple[str, ...] = ()
+
+
+class EngineLink:
+    """See the module."""
+
+    def __init__(self, *, on_report: Callable[[pb.EngineReport], None], on_lost: Callable[[], None]) -> None:
+        self._on_report = on_report
+        self._on_lost = on_lost
+        self._report: pb.EngineReport | None = None
+        self._reported_at = float("-inf")
+        self._role: pb.RoleDirective | None = None
+        self._directives: asyncio.Queue[pb.Directive | None] | None = None
+        self._news = asyncio.Event()
+        self._serial = secrets.randbits(32)  # what an engine carried out for an earlier agent is none of ours
+
+    @property
+    def report(self) -> pb.EngineReport | None:
+        """The newest report of an engine that is attached."""
+        return self._report
+
+    def direct(self, role: str, epoch: int, *, active_at: str) -> None:
+        """The role to take; repeated to an engine that attaches later."""
+        self._role = pb.RoleDirective(role=role, epoch=epoch, active_at=active_at)
+        self._send(pb.Directive(role=self._role))
+
+    def resume(self) -> None:
+        """A quiesce was given up."""
+        self._send(pb.Directive(resume=pb.ResumeDirective()))
+
+    async def promoted(self, epoch: int, *, within_s: float) -> bool:
+        """Waits until the engine has finished the promotion of ``epoch`` (or a later one). False: not in time."""
+        return await self._until(lambda report: report.promoted >= epoch, within_s)
+
+    async def quiesce(self, *, within_s: float, end_backup: bool) -> Drained:
+        """Everything that was written is captured and brought to the Standby, or it is said what is missing."""
+        self._serial += 1
+        serial = self._serial
+        deadline_ms = max(1, round(within_s * 1000))
+        directive = pb.QuiesceDirective(serial=serial, deadline_ms=deadline_ms, end_backup=end_backup)
+        self._send(pb.Directive(quiesce=directive))
+        if await self._until(lambda report: report.quiesced == serial, within_s) and self._report is not None:
+            return Drained(digest=self._report.digest)
+        return Drained(digest=None, waiting_for=tuple(self._report.waiting_for) if self._report else ("the engine",))
+
+    async def serve(self, reports: AsyncIterator[pb.EngineReport]) -> AsyncGenerator[pb.Directive, None]:
+        """One call of an engine: takes its reports, yields its directives."""
+        self._end_call()
+        directives = self._directives = asyncio.Queue(maxsize=DIRECTIVES_MAX)
+        if self._role is not None:
+            directives.put_nowait(pb.Directive(role=self._role))
+        reading = asyncio.create_task(self._read(reports, directives))
+        try:
+            while (directive := await directives.get()) is not None:
+                yield directive
+        finally:
+            reading.cancel()
+            if self._directives is directives:
+                self._directives = None
+                self._lose()
+
+    async def watch(self) -> None:
+        """Notices an engine that fell silent; until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            if self._report is not None and loop.time() - self._reported_at > SILENT_S:
+                self._lose()
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def _read(
+        self, reports: AsyncIterator[pb.EngineReport], directives: asyncio.Queue[pb.Directive | None]
+    ) -> None:
+        try:
+            async for report in reports:
+                if self._directives is not directives:
+                    return
+                self._reported_at = asyncio.get_running_loop().time()
+                self._report = report
+                self._announce()
+                self._on_report(report)
+        finally:
+            _put(directives, None)
+
+    async def _until(self, condition: Callable[[pb.EngineReport], bool], within_s: float) -> bool:
+        try:
+            async with asyncio.timeout(within_s):
+                while self._report is None or not condition(self._report):
+                    await self._news.wait()
+                return True
+        except TimeoutError:
+            return False
+
+    def _announce(self) -> None:
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    def _lose(self) -> None:
+        if self._report is not None:
+            self._report = None
+            self._announce()
+            self._on_lost()
+
+    def _send(self, directive: pb.Directive) -> None:
+        if self._directives is not None:
+            _put(self._directives, directive)
+
+    def _end_call(self) -> None:
+        if self._directives is not None:
+            _put(self._directives, None)
+            self._directives = None
+
+
+def _put(directives: asyncio.Queue[pb.Directive | None], directive: pb.Directive | None) -> None:
+    """A full queue: the engine stands still. The oldest gives way, the newest role is what counts."""
+    while directives.full():
+        directives.get_nowait()
+    directives.put_nowait(directive)

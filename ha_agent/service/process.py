@@ -1,0 +1,132 @@
+"""One agent process: its lock, its logs, its socket, the agent; composed and taken down in order.
+
+The unix socket answers as soon as the process runs. With HA off the process idles there; a node that is not paired yet
+is waited for. Only one agent may use a state directory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from ha_agent.agent import build
+from ha_agent.errors import OperatorNeeded
+from ha_agent.logs import FILE_NAME, AgentLogs, open_logs
+from ha_agent.memory import await_membership
+from ha_agent.service.servicer import AgentServicer
+from ha_agent.settings import Settings
+from ha_proto.agent.v1 import agent_pb2, agent_pb2_grpc
+
+SOCKET_MODE = 0o660
+STOP_GRACE_S = 1.0
+LOCK_NAME = "agent.lock"
+
+
+@dataclass(slots=True)
+class Stopping:
+    """How the process is asked to end: ``ask`` from a signal handler."""
+
+    asked: asyncio.Event
+    on_ask: Callable[[], None] = lambda: None
+
+    def ask(self) -> None:
+        """Stop."""
+        self.asked.set()
+        self.on_ask()
+
+
+async def run(settings: Settings, stopping: Stopping, *, on_tick: Callable[[], None]) -> None:
+    """Runs until stopped. ``on_tick`` is called while the agent's loop turns.
+
+    Raises ConfigFault or OperatorNeeded where it cannot start.
+    """
+    with _only_one(settings.node.state_dir):
+        logs = open_logs(os.path.join(settings.node.state_dir, "logs", FILE_NAME))
+        try:
+            async with _served(settings, logs) as servicer:
+                await _run(settings, logs, servicer, stopping, on_tick)
+        finally:
+            await asyncio.to_thread(logs.close)
+
+
+async def _run(
+    settings: Settings, logs: AgentLogs, servicer: AgentServicer, stopping: Stopping, on_tick: Callable[[], None]
+) -> None:
+    if settings.pair is None:
+        logs.events.append("info", "HA is off: the agent idles", {})
+        await stopping.asked.wait()
+        return
+    waiting = asyncio.ensure_future(await_membership(settings.node.state_dir))
+    asked = asyncio.ensure_future(stopping.asked.wait())
+    await asyncio.wait((waiting, asked), return_when=asyncio.FIRST_COMPLETED)
+    if not waiting.done():
+        waiting.cancel()
+        return
+    asked.cancel()
+    agent = await build(settings, waiting.result(), logs, on_tick=on_tick)
+    stopping.on_ask = agent.stop
+    servicer.entered(agent)
+    if stopping.asked.is_set():
+        agent.stop()
+    await agent.run()
+
+
+@contextlib.asynccontextmanager
+async def _served(settings: Settings, logs: AgentLogs) -> AsyncIterator[AgentServicer]:
+    path = settings.node.socket_path
+    _clear_stale_socket(path)
+    server = grpc.aio.server()
+    servicer = AgentServicer(settings, logs)
+    agent_pb2_grpc.add_AgentServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
+    name = agent_pb2.DESCRIPTOR.services_by_name["AgentService"].full_name
+    health = HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    for served in ("", name):
+        await health.set(served, health_pb2.HealthCheckResponse.SERVING)
+    known = (name, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(known, server)
+    try:
+        server.add_insecure_port(f"unix:{path}")
+    except RuntimeError as error:
+        raise OperatorNeeded("cannot open the agent's socket", subject=path, reason=str(error)) from error
+    await server.start()
+    os.chmod(path, SOCKET_MODE)
+    try:
+        yield servicer
+    finally:
+        await server.stop(STOP_GRACE_S)
+
+
+def _clear_stale_socket(path: str) -> None:
+    """Removes what a killed agent left; the lock on the state directory proves that it is gone."""
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError), socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+        else:
+            raise OperatorNeeded("cannot open the agent's socket", subject=path, reason="another agent answers there")
+
+
+@contextlib.contextmanager
+def _only_one(state_dir: str) -> Iterator[None]:
+    os.makedirs(state_dir, mode=0o700, exist_ok=True)
+    with open(os.path.join(state_dir, LOCK_NAME), "w", encoding="ascii") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OperatorNeeded(
+                "cannot start: another agent uses", subject=state_dir, hint="one agent for each state_dir"
+            ) from error
+        yield
