@@ -9,6 +9,7 @@ import shutil
 import pytest
 
 from ha_sync.capture.settle import Due
+from ha_sync.capture.tree import reading
 from ha_sync.core.dataset import DatasetState
 from ha_sync.errors import OperatorNeeded
 from tests.support.tree_capture_model import Pair, settings_of
@@ -64,7 +65,7 @@ async def _filled(root, where, catalogue, **changes):
 
 async def test_files_that_vanish_after_they_were_marked_are_judged_before_they_are_deleted(root, catalogue):
     pair = await _filled(root, "d", catalogue)
-    before = dict(pair.model.things)
+    there = set(pair.model.things)
     worker = pair.source.worker
 
     def touched_then_emptied() -> None:
@@ -77,13 +78,38 @@ async def test_files_that_vanish_after_they_were_marked_are_judged_before_they_a
     await pair.source.run(touched_then_emptied)
     pair.session.rouse()
     await pair.until(lambda: pair.source.report().state is DatasetState.HALTED)
-    assert pair.model.things.keys() == before.keys()
+    assert pair.model.things.keys() == there
     with pytest.raises(OperatorNeeded):
         await pair.caught_up()
-    assert pair.model.things.keys() == before.keys()
+    assert pair.model.things.keys() == there
     await pair.source.resume(accept_deletes=True)
     await pair.caught_up()
     pair.assert_equal()
+    await pair.stop()
+
+
+async def test_files_that_vanish_while_they_are_read_are_judged_before_they_are_deleted(root, catalogue, monkeypatch):
+    pair = await _filled(root, "d", catalogue)
+    there = set(pair.model.things)
+    plain = reading.Group._plain
+
+    def emptied(group, item):
+        monkeypatch.setattr(reading.Group, "_plain", plain)
+        for name in ("d", "other"):
+            for number in range(60):
+                os.unlink(root / name / f"f{number}")
+        plain(group, item)
+
+    def all_changed() -> None:
+        # In the dataset's thread, so that it is one group.
+        monkeypatch.setattr(reading.Group, "_plain", emptied)
+        paths = [f"{name}/f{number}" for name in ("d", "other") for number in range(60)]
+        pair.source.worker.mark(Due(ready={os.fsencode(path): 1.0 for path in paths}))
+
+    await pair.source.run(all_changed)
+    pair.session.rouse()
+    await pair.until(lambda: pair.source.report().state is DatasetState.HALTED)
+    assert pair.model.things.keys() == there
     await pair.stop()
 
 
