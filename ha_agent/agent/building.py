@@ -219,8 +219,8 @@ def _holder(
 ) -> tuple[Holder, Lan | None]:
     addresses = pair.cluster_addresses
     if stands_in:
-        return StandIn(addresses[0], pair.heartbeat_port, clock=clock), None
-    holder = KernelHolder(pair.interface, addresses, ipv6=pair.ipv6, clock=clock)
+        return StandIn(addresses[0], pair.heartbeat_port, peer_mac=pair.peer_mac, clock=clock), None
+    holder = KernelHolder(pair.interface, addresses, peer_mac=pair.peer_mac, ipv6=pair.ipv6, clock=clock)
     lan = Lan(
         holder,
         gateway=pair.gateway if pair.gateway not in addresses else None,

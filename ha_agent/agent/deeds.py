@@ -241,8 +241,7 @@ class Deeds:
         self._parts.chronicle.moved(move, now=self._clock())
         if move.row == "granted" and move.cause is Cause.FAULT:
             self._spend_faults()
-        peer = self._state().peer
-        self._requests.moved(move, peer_epoch=peer.epoch if peer is not None else move.epoch)
+        self._requests.moved(move)
         if move.row in {"follow", "follow-on", "go"} and self._served:
             self._served = False
             if self._pair.after_switch is AfterSwitch.REBOOT and not self._pair.observe_only:

@@ -199,6 +199,8 @@ class Agent:
         if verdict.life and verdict.newest:
             self.peer_told = heard.told
             self.tell(ev.BeatHeard, beat=heard.beat, echoed_at=verdict.echoed_at)
+            if heard.beat.serves:
+                self._requests.peer_serves(heard.beat.epoch)
 
     def rejected(self, rejected: Rejected) -> None:
         """A datagram that was dropped."""

@@ -29,6 +29,7 @@ class Requests:
 
     def __init__(self) -> None:
         self._asking: asyncio.Future[Answered] | None = None
+        self._gone = False  # the go is out: done when the peer serves
         self.detail = ""  # why a quiesce failed
 
     async def ask(self, begin: Callable[[], None], *, timeout_s: float) -> Answered:
@@ -37,7 +38,7 @@ class Requests:
             return Answered(done=False, reason=Reason.BUSY)
         asking: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
         self._asking = asking
-        self.detail = ""
+        self.detail, self._gone = "", False
         try:
             begin()
             if not timeout_s:
@@ -53,14 +54,18 @@ class Requests:
         """The arbiter says why not."""
         self._answer(Answered(done=False, reason=refused.reason, peer_reasons=refused.peer_reasons, detail=self.detail))
 
-    def moved(self, move: Moved, *, peer_epoch: Epoch) -> None:
+    def moved(self, move: Moved) -> None:
         """A row was taken; it may be the answer."""
+        self._gone = self._gone or move.row == "go"
         if move.row == "serve":
             forced = move.cause is Cause.FORCED
             # Not forced: the role came back, the other node never served after it was given the go.
             self._answer(Answered(done=forced, epoch=move.epoch, reason=None if forced else Reason.PEER_LOST))
-        elif move.row in {"follow", "follow-on"}:
-            self._answer(Answered(done=True, epoch=peer_epoch))
+
+    def peer_serves(self, epoch: Epoch) -> None:
+        """A beat says that the peer holds the role."""
+        if self._gone:
+            self._answer(Answered(done=True, epoch=epoch))
 
     def _answer(self, answered: Answered) -> None:
         if self._asking is not None and not self._asking.done():

@@ -27,7 +27,7 @@ from ha_agent.cluster_ip.probe import Neighbours
 class Probed:
     """What came of asking for the holder."""
 
-    answered_by: Mac | None  # None: nobody
+    answered_by: Mac | None  # None: nobody; of several that answered the peer, if it is one of them
     sent: bool  # False: it could not be asked, which proves nothing
 
 
@@ -81,12 +81,14 @@ class KernelHolder:
         interface: str,
         addresses: tuple[Address, ...],
         *,
+        peer_mac: Mac,
         ipv6: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``ipv6``: neighbours are asked over IPv6 too, though no address of the cluster is."""
         self.interface = interface
         self._addresses = addresses
+        self._peer_mac = peer_mac
         self._clock = clock
         self._kernel = Kernel()
         self._leases = tuple(Lease(interface, address, clock=clock) for address in addresses)
@@ -162,8 +164,9 @@ class KernelHolder:
                 for address in self._addresses
             )
         )
-        macs = [mac for one in asked for mac in one.macs]
-        return Probed(answered_by=Mac(macs[0]) if macs else None, sent=all(one.sent for one in asked))
+        macs = [Mac(mac) for one in asked for mac in one.macs]
+        answered_by = self._peer_mac if self._peer_mac in macs else next(iter(macs), None)
+        return Probed(answered_by=answered_by, sent=all(one.sent for one in asked))
 
     def announce(self, count: int) -> None:
         """See ``Holder``."""

@@ -21,13 +21,16 @@ from ha_agent.cluster_ip.netlink import Address
 
 QUESTION = b"ha-sync: who holds this address?"
 DATAGRAM_MAX = 2048
-HOLDER = Mac("00:00:00:00:00:00")  # the loopback interface has no hardware address
 
 
 class StandIn:
     """See ``Holder`` and the module."""
 
-    def __init__(self, address: Address, port: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, address: Address, port: int, *, peer_mac: Mac, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """``peer_mac``: who else could answer on this machine."""
+        self._peer_mac = peer_mac
         self._place = (str(address), port)
         self._family = socket.AF_INET if address.version == 4 else socket.AF_INET6
         self._clock = clock
@@ -88,7 +91,7 @@ class StandIn:
                     asking.send(QUESTION)
                     async with asyncio.timeout(wait_s):
                         await loop.sock_recv(asking, DATAGRAM_MAX)
-                        return Probed(answered_by=HOLDER, sent=True)
+                        return Probed(answered_by=self._peer_mac, sent=True)
         return Probed(answered_by=None, sent=True)
 
     def announce(self, count: int) -> None:

@@ -48,7 +48,7 @@ def status_of(agent: Agent, last: Switch | None) -> pb.AgentStatus:
         alarms=[f"{what}: {subject}" for what, subject in parts.events.standing],
         last_switch=None if last is None else switch_of(last),
         peer_role=ROLE_OF[peer.phase] if peer is not None else "",
-        peer_epoch=peer.epoch if peer is not None else 0,
+        peer_epoch=(peer.epoch or peer.data) if peer is not None else 0,
         engine_attached=parts.engine_probe.is_attached,
         beats_refused={kind.value: count for kind, count in parts.channel.rejected.items()},
     )
