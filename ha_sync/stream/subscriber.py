@@ -144,7 +144,7 @@ class Subscriber:
                 floor = OPERATOR_RETRY_S
             except HaSyncError as error:
                 self._disconnected(error.sentence())
-            got_on = self._sink.applied != applied   # a connection that brought nothing is not tried at once again
+            got_on = self._sink.applied != applied  # a connection that brought nothing is not tried at once again
             pause = max(floor, RETRY_MIN_S if got_on else min(2 * pause, RETRY_MAX_S))
             await asyncio.sleep(pause)
 
