@@ -13,7 +13,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -112,6 +112,7 @@ class Node:
         self.role: Role | None = None
         self.epoch = Epoch(0)
         self.active_at = ""  # what the agent says; else the settings
+        self._absent: tuple[Epoch, frozenset[DatasetName]] = (Epoch(0), frozenset())
 
     # ---- epochs, as the subscribers see them
 
@@ -381,11 +382,20 @@ class Node:
             if not connected and report.state not in {DatasetState.HALTED, DatasetState.FAILED}:
                 reason = endpoint.subscriber.reason or report.reason
                 report = replace(report, state=DatasetState.WAITING, reason=reason)
+            elif self._is_absent(endpoint) and report.position == NOWHERE:
+                report = replace(report, state=DatasetState.WAITING, reason="the active has nothing of it yet")
         else:
             connected = endpoint.publishing is not None
             if not connected and report.state in {DatasetState.STREAMING, DatasetState.SYNCING}:
                 report = replace(report, state=DatasetState.WAITING, reason="no standby is connected")
         return DatasetStatus(settings=endpoint.settings, report=report, connected=connected)
+
+    def active_lacks(self, names: Iterable[DatasetName], *, epoch: Epoch) -> None:
+        """What the Active of ``epoch`` has nothing of yet: this Standby lacks nothing either."""
+        self._absent = (epoch, frozenset(names))
+
+    def _is_absent(self, endpoint: _Endpoint) -> bool:
+        return self._absent[0] == self.epoch and endpoint.settings.name in self._absent[1]
 
     def standing(self, *, founder: bool) -> Standing:
         """How this node's data stands beside the other node's."""
@@ -397,6 +407,7 @@ class Node:
                 acknowledged=item.report.acknowledged,
                 consistent=item.report.consistent,
                 connected=item.connected,
+                absent=self._is_absent(self._endpoints[item.settings.name]),
             )
             for item in self.datasets()
         )

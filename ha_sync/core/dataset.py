@@ -58,6 +58,7 @@ class DatasetReport:
     acknowledged: Position | None = None  # Active only: durable on the Standby
     backlog: int = 0  # changes noticed and not yet durable on the Standby (the exposure)
     consistent: bool = True  # Standby: a state that the Active once had
+    absent: bool = False  # Active: there is nothing yet that could be captured
     lag: LagSummary | None = None
     counts: tuple[tuple[str, int], ...] = ()  # e.g. ("skipped_special", 2), ("copies_rejected", 20)
 

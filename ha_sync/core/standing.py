@@ -2,7 +2,8 @@
 
 ``data`` is the epoch of the data. A node that served last has the data of that epoch, whole. Once it follows another
 Active, the first position of the higher epoch makes its data that of a Standby: as old as its oldest dataset, and sound
-only when every dataset has a consistent copy.
+only when every dataset has a consistent copy. What the Active has nothing of yet is left out; where that is all, the
+data of the epoch is had.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ha_sync.core.dataset import DatasetName, DatasetState, Role
-from ha_sync.core.position import NO_INCARNATION, Epoch, Position
+from ha_sync.core.position import NO_INCARNATION, NOWHERE, Epoch, Position
 
 FLOWING = frozenset({DatasetState.STREAMING, DatasetState.DEGRADED})
 
@@ -26,6 +27,7 @@ class DatasetStanding:
     acknowledged: Position | None  # Active only
     consistent: bool
     connected: bool
+    absent: bool = False  # as Standby: the Active has nothing of it yet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +45,7 @@ def standing_of(
     datasets: Iterable[DatasetStanding], *, role: Role | None, epoch: Epoch, served: Epoch, founder: bool
 ) -> Standing:
     """``served``: the last epoch in which this node was Active; ``founder``: it began the pair, its data counts."""
-    found = tuple(datasets)
+    found = tuple(one for one in datasets if role is Role.ACTIVE or not one.absent or one.position != NOWHERE)
     data, sound = _data(found, role=role, epoch=epoch, served=served, founder=founder)
     return Standing(
         data=data,
@@ -58,6 +60,8 @@ def _data(
     found: tuple[DatasetStanding, ...], *, role: Role | None, epoch: Epoch, served: Epoch, founder: bool
 ) -> tuple[Epoch, bool]:
     if role is Role.ACTIVE:
+        return epoch, True
+    if not found and role is Role.STANDBY:
         return epoch, True
     newest = max((one.position.epoch for one in found), default=served)
     if newest <= served:

@@ -16,6 +16,7 @@ import grpc
 
 from ha_proto.sync.v1 import replication_pb2 as pb
 from ha_sync.core.dataset import DatasetName, Report, Role
+from ha_sync.core.position import Epoch
 from ha_sync.errors import HaSyncError, PeerUnreachable
 from ha_sync.node import Node
 from ha_sync.pairing.diagnosis import diagnose
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 KEEPALIVE_S = 5
 KEEPALIVE_TIMEOUT_S = 5
 CONNECT_S = 5.0
-DESCRIBE_EVERY_S = 5.0
+DESCRIBE_EVERY_S = 2.0
 DIAGNOSE_AFTER = 2
 DIAGNOSE_EVERY_S = 5.0
 """Failed attempts in a row before the reason is looked for by hand, and how often at the most."""
@@ -177,6 +178,10 @@ class PeerWatch:
             self.connected, self.reason = False, error.sentence()
             return
         self.connected, self.reason = True, ""
+        if theirs.role == Role.ACTIVE.value:
+            self._node.active_lacks(
+                (DatasetName(item.name) for item in theirs.datasets if item.absent), epoch=Epoch(theirs.epoch)
+            )
         faults = self._differences(theirs)
         if faults:
             self.reason = "; ".join(faults)

@@ -62,5 +62,8 @@ class ReplicationServicer:
             node_id=self._node_id,
             role=role.value if role else "",
             epoch=self._node.epoch,
-            datasets=[pb.DatasetDescription(name=name, kind=kind) for name, kind in self._node.describe()],
+            datasets=[
+                pb.DatasetDescription(name=item.settings.name, kind=item.settings.kind.value, absent=item.report.absent)
+                for item in self._node.datasets()
+            ],
         )

@@ -67,6 +67,7 @@ class Condition:
     state: DatasetState
     reason: str
     method: str
+    missing: bool = False  # there is no database yet
 
 
 class _SchemaMoved(Exception):

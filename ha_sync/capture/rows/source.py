@@ -118,6 +118,7 @@ class RowsSource(Source):
             state=condition.state,
             reason=condition.reason,
             method=condition.method,
+            absent=condition.missing and self._captured.sequence == 0,
             position=self._captured,
             acknowledged=acknowledged,
             backlog=max(0, self._captured.sequence - behind),
@@ -257,7 +258,7 @@ class RowsSource(Source):
             self._show(Condition(state=DatasetState.DEGRADED, reason=error.sentence(), method=method))
             return
         why = unfit(self.path, error)
-        self._show(Condition(state=_state_of(why), reason=why.reason, method=method))
+        self._show(Condition(state=_state_of(why), reason=why.reason, method=method, missing=why.missing))
 
     def _show(self, condition: Condition) -> None:
         if condition == self._condition:

@@ -517,6 +517,7 @@ class TreeSource:
             position=journal.captured,
             acknowledged=self._acknowledged,
             backlog=backlog,
+            absent=worker.root is None and journal.captured.sequence == 0,
             lag=self._ledger.summary(now=time.monotonic()),
             counts=(
                 ("entries", tally.objects),
