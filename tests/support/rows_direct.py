@@ -5,7 +5,6 @@ The writer is a connection of this process through the same SQLite as the engine
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +41,7 @@ class RowsDirect:
         self.active, self.standby = directory / "active.db", directory / "standby.db"
         self.writer = apsw.Connection(str(self.active))
         for script in ("PRAGMA journal_mode=wal; PRAGMA synchronous=OFF", *schema):
-            self._run(script)
+            self.run(script)
         settings = SqliteSettings(
             name=DatasetName("config"),
             path=str(self.active),
@@ -50,14 +49,20 @@ class RowsDirect:
             live_triggers=live_triggers,
             node_local_rows=tuple(NodeLocalRows(table=t, where=w) for t, w in node_local),
         )
-        self.capture = Capture(settings, state_path=str(directory / "source.state"), snapshot=lock_free_snapshot)
-        self.capture.open(EPOCH)
-        self.applier = Applier(replace(settings, path=str(self.standby)))
-        self.applier.open("192.0.2.1")
+        self.settings, self.directory = settings, directory
+        self.errors: list[str] = []
         self.bytes = 0
+        self._open()
         self._incoming = str(directory / "incoming")
         self._facts: Facts | None = None
         self._compare(Inventory(str(directory / "inventory")))
+
+    def _open(self) -> None:
+        state = str(self.directory / "source.state")
+        self.capture = Capture(self.settings, state_path=state, snapshot=lock_free_snapshot)
+        self.capture.open(EPOCH)
+        self.applier = Applier(replace(self.settings, path=str(self.standby)))
+        self.applier.open("192.0.2.1")
 
     def __enter__(self) -> Self:
         return self
@@ -78,12 +83,15 @@ class RowsDirect:
         """One transaction; a statement that fails is skipped, as a program would that handles its errors."""
         self.writer.execute("BEGIN IMMEDIATE")
         for statement in statements:
-            with contextlib.suppress(apsw.Error):
-                self._run(statement)
+            try:
+                self.run(statement)
+            except apsw.Error as error:
+                self.errors.append(str(error))
         if self.writer.in_transaction:
             self.writer.execute("COMMIT" if keep else "ROLLBACK")
 
-    def _run(self, statement: str) -> None:
+    def run(self, statement: str) -> None:
+        """One statement, or several, outside of a transaction."""
         for _ in self.writer.execute(statement):
             pass
 
@@ -91,6 +99,20 @@ class RowsDirect:
         """Applies everything that the Standby has not got."""
         while (batch := self.capture.batch(self.applier.position.sequence, self._facts)) is not None:
             self._apply(batch)
+
+    def lose(self) -> None:
+        """A batch is built and lost on its way."""
+        batch = self.capture.batch(self.applier.position.sequence, self._facts)
+        if batch is not None and batch.image is not None:
+            batch.image.discard()
+
+    def crash(self) -> None:
+        """Both ends lose what they had in memory; the subscription resumes without the facts that were sent."""
+        self.capture.journal.save = lambda: None  # type: ignore[method-assign]
+        self.capture.close()
+        self.applier.close()
+        self._open()
+        self._facts = None
 
     def on_standby(self, sql: str) -> list[tuple[Any, ...]]:
         """Runs a statement of a program there."""
