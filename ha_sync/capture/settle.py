@@ -2,7 +2,8 @@
 
     closed, moved in        at once; where ``quiet_s`` is set, the whole set when nothing happened for that long
     gone                    after DELETE_QUIET_S without further deletes, so that a mass delete is judged as one
-    created, not closed     looked at after LOOK_AFTER_S (a link or a symlink is never closed)
+    created, not closed     looked at after LOOK_AFTER_S (a link or a symlink is never closed); where files grow, read
+                            then if nothing was written to it
     held open and written   when quiet for OPEN_QUIET_S, or OPEN_MAX_S after its first unread change
     growing                 its new bytes every GROW_EVERY_S; the whole at close, or when idle for GROWING_IDLE_S
     mailbox                 when no folder of it is locked any more; LOCK_MAX_S is the bounded wait
@@ -70,6 +71,7 @@ class Due:
 class _Open:
     first: float  # of the oldest change that was not read
     last: float
+    written: bool = False
     log: bool = False  # published as it is now and then, although the dataset grows
 
 
@@ -135,18 +137,19 @@ class Settle:
 
     def modified(self, path: bytes, now: float) -> None:
         """Its content changed, and it is open."""
-        self._touch(path, now)
+        self._touch(path, now).written = True
         if self._rules.growing:
             self._grow[path] = None
             self._grow_at = max(now, self._grown_at + GROW_EVERY_S)
 
-    def _touch(self, path: bytes, now: float) -> None:
+    def _touch(self, path: bytes, now: float) -> _Open:
         self._quiet_last = now
         state = self._open.get(path)
         if state is None:
             state = self._open[path] = _Open(first=now, last=now)
         state.last = now
         self._open_at = min(self._open_at, self._open_due(state))
+        return state
 
     def _open_due(self, state: _Open) -> float:
         if self._rules.growing and not state.log:
@@ -240,11 +243,10 @@ class Settle:
             self._gone = {}
         if self._open_at <= now:
             self._take_open(ready, now)
+        look = self._take_looks(ready, now)
         if self._costly:
             self._delay(ready, now)
-        return Due(
-            ready=ready, units=self._take_units(now), grow=self._take_grown(now), look=self._take_looks(now)
-        )  # fmt: skip
+        return Due(ready=ready, units=self._take_units(now), grow=self._take_grown(now), look=look)
 
     def flush(self) -> Due:
         """Takes everything that waits only for quiet; a locked mailbox and files being written stay."""
@@ -257,8 +259,8 @@ class Settle:
             if not unit.locks:
                 units.append(UnitDue(mailbox=mailbox, paths=unit.paths, overdue=False))
                 del self._units[mailbox]
+        looks = self._take_looks(ready, math.inf)
         grow, self._grow, self._grow_at = tuple(self._open), {}, math.inf
-        looks, self._looks = tuple(self._looks), {}
         return Due(ready=ready, units=tuple(u for u in units if u.paths), grow=grow, look=looks)
 
     def _quiet_due(self) -> float:
@@ -311,7 +313,7 @@ class Settle:
         taken, self._grow, self._grow_at, self._grown_at = tuple(self._grow), {}, math.inf, now
         return taken
 
-    def _take_looks(self, now: float) -> tuple[bytes, ...]:
+    def _take_looks(self, ready: dict[bytes, float], now: float) -> tuple[bytes, ...]:
         taken: list[bytes] = []
         # In order of creation, so the first that is not due ends it.
         for path, at in self._looks.items():
@@ -320,7 +322,10 @@ class Settle:
             taken.append(path)
         for path in taken:
             del self._looks[path]
-        return tuple(taken)
+            # Nobody writes to it: a name that a whole file was given, which is never closed.
+            if self._rules.growing and path in self._open and not self._open[path].written:
+                ready.setdefault(path, self._open.pop(path).first)
+        return tuple(path for path in taken if path not in ready)
 
     def next_at(self) -> float:
         """When something will be due; infinity where nothing waits."""
