@@ -57,7 +57,7 @@ def test_a_switch_as_json_is_the_answer_and_how_long_it_took(agent: FakeAgent, r
     facts = json.loads(out)
     assert code == 0
     assert facts.pop("took_s") >= 0
-    assert facts == {"switched": True, "reason": "", "peer_reasons": [], "epoch": 9}
+    assert facts == {"switched": True, "reason": "", "peer_reasons": [], "epoch": 9, "detail": ""}
 
 
 @pytest.mark.req("R6")
