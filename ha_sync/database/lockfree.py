@@ -13,9 +13,9 @@ An attempt reads the file and is *accepted* only if what was read is one committ
   kernel, event by event, by a ``WriteWitness``. Without one (no inotify left) the mtime must have been seen unchanged
   for MTIME_GRAIN_S before the read began, since two writes within one tick of the kernel's clock bear the same mtime.
 
-A database with a write-ahead log in use is read in a read transaction, which is harmless there, closed without a
-checkpoint; when no program has it open, the file and its log are copied together and joined in our own place, because
-the first connection to a log recovers it under a lock.
+A write-ahead log that a program has open is read beside it, by its index (live_log.py); when no program has it open,
+the file and its log are copied together and joined in our own place, because the first connection to a log recovers it
+under a lock.
 
 Danger: closing any descriptor of a file drops every POSIX lock that this process holds on it. A process that reads a
 database here must have no SQLite connection to it at that time. Sizes in bytes, times monotonic seconds. Blocking and
@@ -28,15 +28,17 @@ import enum
 import errno
 import fcntl
 import os
-import struct
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import apsw
 import xxhash
 
 from ha_sync.database.header import HEADER_BYTES, Header, block_size_fits, database_block_size, parse_header
+from ha_sync.database.live_log import LiveLog, LogBusy, LogIndex, LogMoved, log_is_in_use
+from ha_sync.database.locks import PENDING, RESERVED, SHARED_BYTES, SHARED_FIRST, lock_in_the_way
 from ha_sync.database.notice import WriteWitness
 
 HASH_BYTES = 16
@@ -45,13 +47,7 @@ READ_BYTES = 4 * 1024 * 1024
 """At once: long enough that the interpreter's lock is seldom taken in a gap of the writer, short enough that a
 filesystem that shuts writers out while it reads (XFS) does so for a millisecond only."""
 
-_PENDING = 0x40000000
-_RESERVED = _PENDING + 1
-_SHARED_FIRST = _PENDING + 2
-_SHARED_BYTES = 510
-_SHM_LIFE = 128  # the byte of -shm on which every connection to a log holds a read lock
 _JOURNAL_MAGIC_BYTES = 8
-_FLOCK = struct.Struct("@hhqqi0q")
 _FICLONE = 0x40049409
 
 
@@ -84,6 +80,8 @@ class Rejected:
 class Unchanged:
     """Nobody wrote since the last accepted copy; nothing was read."""
 
+    look_again: bool = False  # as in Copy
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Copy:
@@ -100,6 +98,7 @@ class Copy:
     mtime_ns: int
     header: Header
     seconds: float  # what the attempt took
+    look_again: bool = False  # a program writes to the log: its commit will be seen by a look, but not heard
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +166,7 @@ class LockFreeReader:
         self._touched = True
         self._seen: tuple[int, int, int, float] | None = None  # inode, size, mtime and since when they are so
         self._accepted: _Signature | None = None
+        self._accepted_index = b""  # of the log; empty: there was none
         self._buffer = bytearray()  # as large as the file; used again and again
 
     def attempt(
@@ -243,18 +243,22 @@ class LockFreeReader:
         before, header = self._before(patient=patient)
         logged = header.write_ahead_log and _size_of(f"{self._path}-wal") > 0
         hot = self._journal_is_hot()
-        if skip_unchanged and not logged and not hot and not self._touched and before == self._accepted:
+        if logged and log_is_in_use(self._path):
+            return self._beside_a_log(wanted, before, began, skip_unchanged=skip_unchanged)
+        same = not self._touched and before == self._accepted and not self._accepted_index
+        if skip_unchanged and not logged and not hot and same:
             return Unchanged()
         self._touched = False
-        self._cut(wanted, before.size, header)
-        if logged:
-            in_use = self._log_is_in_use()
-            self._take_image(wanted, self._image_in_transaction() if in_use else self._joined_image("-wal", before))
-        elif hot:
-            self._take_image(wanted, self._joined_image("-journal", before))
+        self._accepted = None
+        if logged or hot:
+            self._take_image(wanted, self._joined_image("-wal" if logged else "-journal", before), header)
         else:
+            self._cut(wanted, before.size, header)
             self._read_plain(wanted, before, header)
-            self._accepted = before
+            self._accepted, self._accepted_index = before, b""
+        return self._copied(wanted, header, began)
+
+    def _copied(self, wanted: _Wanted, header: Header, began: float, *, look_again: bool = False) -> Copy:
         status = os.fstat(self._fd)
         return Copy(
             size=wanted.size,
@@ -268,6 +272,7 @@ class LockFreeReader:
             mtime_ns=status.st_mtime_ns,
             header=header,
             seconds=time.monotonic() - began,
+            look_again=look_again,
         )
 
     def _cut(self, wanted: _Wanted, size: int, header: Header) -> None:
@@ -293,8 +298,7 @@ class LockFreeReader:
             raise _Refused(Refusal.EMPTY)
         if header is None:
             raise _Refused(Refusal.NOT_A_DATABASE)
-        if self._bytes_max is not None and first.size > self._bytes_max:
-            raise _Refused(Refusal.TOO_LARGE, f"{first.size / 2**20:.1f} MiB")
+        self._require_bounded(first.size)
         return first, header
 
     def _after(self, before: _Signature) -> None:
@@ -309,28 +313,25 @@ class LockFreeReader:
         self._require_settled(before)
         content = memoryview(b"")
         if wanted.target_fd is not None:
-            self._pour(wanted.target_fd, before.size)
+            self._pour(wanted.target_fd, before.size, at_rest=True)
         else:
-            content = self._read_whole(before.size)
+            content = self._read_whole(before.size, at_rest=True)
         if header.write_ahead_log and _size_of(f"{self._path}-wal") > 0:
             raise _Refused(Refusal.CHANGED, "a write-ahead log appeared", read=True)
         self._after(before)
         # Hashed only now: the gap between two commits is short, and what is rejected need not be hashed.
         wanted.take(content, 0)
 
-    def _read_whole(self, size: int) -> memoryview:
+    def _read_whole(self, size: int, *, at_rest: bool) -> memoryview:
         if len(self._buffer) < size:
             self._buffer = bytearray(size)
         content = memoryview(self._buffer)[:size]
         for offset in range(0, size, READ_BYTES):
             _read_exactly(self._fd, content[offset : offset + READ_BYTES], offset)
-            # Asked between the pieces too: what is lost already need not be read to its end.
-            self._listen()
-            if self._touched:
-                raise _Refused(Refusal.CHANGED, read=True)
+            self._require_rest(at_rest)
         return content
 
-    def _pour(self, target: int, size: int) -> None:
+    def _pour(self, target: int, size: int, *, at_rest: bool) -> None:
         if _cloned(self._fd, target):
             return
         offset = 0
@@ -339,39 +340,94 @@ class LockFreeReader:
             if done == 0:
                 raise _Refused(Refusal.CHANGED, read=True)
             offset += done
-            self._listen()
-            if self._touched:
-                raise _Refused(Refusal.CHANGED, read=True)
+            self._require_rest(at_rest)
+
+    def _require_rest(self, at_rest: bool) -> None:
+        """Asked between the pieces too: what is lost already need not be read to its end."""
+        if not at_rest:
+            return
+        self._listen()
+        if self._touched:
+            raise _Refused(Refusal.CHANGED, read=True)
 
     # ---- write-ahead log ------------------------------------------------------------------------------------------
 
-    def _take_image(self, wanted: _Wanted, image: bytes) -> None:
-        self._accepted = None
-        if self._bytes_max is not None and len(image) > self._bytes_max:
-            raise _Refused(Refusal.TOO_LARGE, f"{len(image) / 2**20:.1f} MiB")
-        wanted.size = len(image)
+    def _beside_a_log(
+        self, wanted: _Wanted, before: _Signature, began: float, *, skip_unchanged: bool
+    ) -> Copy | Unchanged:
+        try:
+            with LiveLog(self._path) as log:
+                log.require_in_use()
+                # Asked in this order: a transaction that has ended by then is in the index that is read next.
+                look_again = log.transaction_is_open()
+                first = log.index()
+                known = not self._touched and before == self._accepted and first.raw == self._accepted_index
+                if skip_unchanged and known:
+                    return Unchanged(look_again=look_again)
+                self._touched = False
+                self._accepted = None
+                look_again, last, header = self._read_beside(wanted, log, first)
+        except LogBusy as error:
+            raise _Refused(Refusal.LOG_BUSY, str(error)) from error
+        except LogMoved as error:
+            raise _Refused(Refusal.CHANGED, f"write-ahead log: {error}", read=True) from error
+        except FileNotFoundError as error:
+            raise _Refused(Refusal.CHANGED, "the write-ahead log went away") from error
+        self._accepted, self._accepted_index = before, last.raw
+        return self._copied(wanted, header, began, look_again=look_again)
+
+    def _read_beside(self, wanted: _Wanted, log: LiveLog, first: LogIndex) -> tuple[bool, LogIndex, Header]:
+        """The five steps of live_log.py."""
+        content = memoryview(b"")
+        # Asked only now: what an earlier life of the log had put into the file is nowhere else.
+        file_size = os.fstat(self._fd).st_size
+        if wanted.target_fd is not None:
+            self._pour(wanted.target_fd, file_size, at_rest=False)
+        else:
+            content = self._read_whole(file_size, at_rest=False)
+        look_again = log.transaction_is_open()
+        last = log.index(first)
+        size = last.pages * last.page_size or file_size
+        self._require_bounded(size)
+        if wanted.target_fd is not None:
+            os.ftruncate(wanted.target_fd, size)
+        else:
+            content = self._sized(content, size)
+        put = _writer_to(wanted.target_fd) if wanted.target_fd is not None else _writer_into(content)
+        log.lay_over(last, put)
+        log.index(last)
+        log.require_same_files()
+        if self._replaced():
+            raise _Refused(Refusal.CHANGED, read=True)
+        head = os.pread(wanted.target_fd, HEADER_BYTES, 0) if wanted.target_fd is not None else content[:HEADER_BYTES]
+        header = parse_header(head)
+        if header is None:
+            raise _Refused(Refusal.NOT_A_DATABASE, read=True)
+        self._cut(wanted, size, header)
+        wanted.take(content, 0)
+        return look_again, last, header
+
+    def _sized(self, content: memoryview, size: int) -> memoryview:
+        """The buffer's content, cut or made longer by zeros."""
+        if size <= len(content):
+            return content[:size]
+        longer = bytearray(size)
+        longer[: len(content)] = content
+        self._buffer = longer
+        return memoryview(longer)
+
+    def _require_bounded(self, size: int) -> None:
+        if self._bytes_max is not None and size > self._bytes_max:
+            raise _Refused(Refusal.TOO_LARGE, f"{size / 2**20:.1f} MiB")
+
+    def _take_image(self, wanted: _Wanted, image: bytes, header: Header) -> None:
+        self._require_bounded(len(image))
+        self._cut(wanted, len(image), header)
         if wanted.target_fd is not None:
             with open(wanted.target_fd, "wb", closefd=False) as file:
                 file.write(image)
             return
-        if wanted.image is not None:
-            wanted.image = bytearray(len(image))
         wanted.take(memoryview(image), 0)
-
-    def _image_in_transaction(self) -> bytes:
-        try:
-            connection = apsw.Connection(self._path, flags=apsw.SQLITE_OPEN_READONLY)
-        except apsw.Error as error:
-            raise _Refused(Refusal.LOG_BUSY, str(error)) from error
-        try:
-            connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-            return _serialized(connection)
-        except (apsw.CorruptError, apsw.NotADBError) as error:
-            raise _Refused(Refusal.NOT_A_DATABASE, str(error)) from error
-        except apsw.Error as error:
-            raise _Refused(Refusal.LOG_BUSY, str(error)) from error
-        finally:
-            connection.close()
 
     def _joined_image(self, end: str, before: _Signature) -> bytes:
         """What SQLite makes of the file and the journal or log that a dead program left: done on copies of ours."""
@@ -383,7 +439,7 @@ class LockFreeReader:
                 _copy_file(source, target)
             self._require_no_writer(patient=True, read=True)
             self._listen()
-            in_use = end == "-wal" and self._log_is_in_use()
+            in_use = end == "-wal" and log_is_in_use(self._path)
             if in_use or mark != _mark_of(companion) or self._touched or self._signature() != before:
                 raise _Refused(Refusal.CHANGED, read=True)
             try:
@@ -395,28 +451,17 @@ class LockFreeReader:
             except apsw.Error as error:
                 raise _Refused(Refusal.NOT_A_DATABASE, str(error)) from error
 
-    def _log_is_in_use(self) -> bool:
-        try:
-            fd = os.open(f"{self._path}-shm", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:
-            return False
-        try:
-            # A question with a write lock: the read locks of living connections stand in its way.
-            return _holder(fd, _SHM_LIFE, 1, fcntl.F_WRLCK) is not None
-        finally:
-            os.close(fd)
-
     # ---- what is asked --------------------------------------------------------------------------------------------
 
     def _require_no_writer(self, *, patient: bool, read: bool) -> None:
-        for start, length in ((_PENDING, 1), (_SHARED_FIRST, _SHARED_BYTES)):
-            holder = _holder(self._fd, start, length, fcntl.F_RDLCK)
-            if holder is not None:
-                raise _Refused(Refusal.WRITING, f"process {holder}", read=read)
+        for start, length in ((PENDING, 1), (SHARED_FIRST, SHARED_BYTES)):
+            lock = lock_in_the_way(self._fd, start, length)
+            if lock is not None:
+                raise _Refused(Refusal.WRITING, f"process {lock.process}", read=read)
         if patient:
-            holder = _holder(self._fd, _RESERVED, 1, fcntl.F_RDLCK)
-            if holder is not None:
-                raise _Refused(Refusal.TRANSACTION, f"process {holder}", read=read)
+            lock = lock_in_the_way(self._fd, RESERVED)
+            if lock is not None:
+                raise _Refused(Refusal.TRANSACTION, f"process {lock.process}", read=read)
 
     def _journal_is_hot(self) -> bool:
         """Whether the journal would be rolled back; the lock of a living program was asked for before."""
@@ -488,11 +533,15 @@ def _serialized(connection: apsw.Connection) -> bytes:
         connection.execute("COMMIT")
 
 
-def _holder(fd: int, start: int, length: int, kind: int) -> int | None:
-    """The process whose lock stands in the way of ``kind`` (-1 where the kernel cannot say)."""
-    request = _FLOCK.pack(kind, os.SEEK_SET, start, length, 0)
-    answer = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, request))
-    return None if answer[0] == fcntl.F_UNLCK else int(answer[4])
+def _writer_to(fd: int) -> Callable[[int, memoryview], object]:
+    return lambda offset, page: os.pwrite(fd, page, offset)
+
+
+def _writer_into(content: memoryview) -> Callable[[int, memoryview], object]:
+    def put(offset: int, page: memoryview) -> None:
+        content[offset : offset + len(page)] = page
+
+    return put
 
 
 def _read_exactly(fd: int, view: memoryview, offset: int) -> None:

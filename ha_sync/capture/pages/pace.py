@@ -28,6 +28,9 @@ RETRY_MAX_S = 0.05
 PATIENCE_S = 0.03
 """So long an open transaction is waited for; afterwards it does not keep us from reading (DESIGN 4, lockfree.py)."""
 
+LOOK_AGAIN_S = 0.02
+"""After a look into a log that a program writes to: its last write is heard, but seen only when it is committed."""
+
 REJECTED_MAX = 20
 NOT_FREE_MAX_S = 30.0
 SLOW_TICK_S = 10.0

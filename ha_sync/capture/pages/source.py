@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from ha_sync.capture.pages.content import Known
 from ha_sync.capture.pages.journal import Journal
-from ha_sync.capture.pages.pace import SLOW_TICK_S, Pace
+from ha_sync.capture.pages.pace import LOOK_AGAIN_S, SLOW_TICK_S, Pace
 from ha_sync.capture.pages.session import PagesSession
 from ha_sync.config import SqliteSettings
 from ha_sync.core.dataset import DatasetReport, DatasetState, Report
@@ -42,6 +42,8 @@ _STATE_OF = {
     Refusal.TOO_LARGE: DatasetState.DEGRADED,
 }
 """Refusals that time alone does not mend; the others are ordinary business of a living database."""
+
+_NOTHING_THERE = frozenset({Refusal.MISSING, Refusal.EMPTY})
 
 _HINT_OF = {
     Refusal.UNREADABLE: "give the engine's user read permission",
@@ -71,6 +73,7 @@ class PagesSource:
         self._polls = False  # no notices: the tick looks
         self._ticker: asyncio.Task[None] | None = None
         self._event = asyncio.Event()  # something was heard: look again
+        self._again: asyncio.TimerHandle | None = None  # a commit may come that is not heard
         self._dirty_since: float | None = None
         self._last_check = float("-inf")
         self._last_store = float("-inf")
@@ -122,6 +125,7 @@ class PagesSource:
             position=self.position,
             acknowledged=acknowledged,
             backlog=max(behind, int(self._dirty_since is not None and self._looked_once)),
+            absent=self._refused is not None and self._refused.why in _NOTHING_THERE and self.position.sequence == 0,
             lag=self._ledger.summary(now=now),
             counts=tuple(self._counts.items()),
         )
@@ -157,6 +161,8 @@ class PagesSource:
             self._ticker.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._ticker
+        if self._again is not None:
+            self._again.cancel()
         await asyncio.gather(*self._storing)
         notice, self._notice = self._notice, None
         journal = self._opened()
@@ -260,7 +266,7 @@ class PagesSource:
     # ---- looking --------------------------------------------------------------------------------------------------
 
     async def _try_look(self, *, base: Known | None, skip_unchanged: bool) -> Copy | Rejected | Unchanged:
-        now = time.monotonic()
+        began = now = time.monotonic()
         since, self._dirty_since = self._dirty_since, None
         self._event.clear()
         check = now - self._last_check >= CHECK_EVERY_S
@@ -276,6 +282,8 @@ class PagesSource:
             if found is None or isinstance(found, Rejected):
                 self._dirty_since = since if since is not None else self._dirty_since or now
         now = time.monotonic()
+        if isinstance(found, Copy | Unchanged) and found.look_again and self._again is None:
+            self._again = asyncio.get_running_loop().call_later(LOOK_AGAIN_S, self._look_again, began)
         if isinstance(found, Rejected):
             self._on_refused(found, now)
         elif isinstance(found, Unchanged):
@@ -316,6 +324,12 @@ class PagesSource:
             self._reader.forget()
             return Rejected(why=Refusal.NOT_A_DATABASE, detail=f"damaged: {damage[:200]}", read_in_vain=True)
         return found
+
+    def _look_again(self, since: float) -> None:
+        self._again = None
+        if self._dirty_since is None:
+            self._dirty_since = since
+        self._event.set()
 
     def _on_refused(self, found: Rejected, now: float) -> None:
         self._refused = found
