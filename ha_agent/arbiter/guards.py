@@ -115,7 +115,7 @@ def link_down(s: State, e: Any) -> bool:
 
 
 def lan_seen(s: State, e: Any) -> bool:
-    """I am not cut off: the gateway answers (if there is a usable one)."""
+    """My carrier is up and I am not cut off: the gateway answers (if there is a usable one)."""
     return policy.lan_seen(s)
 
 
@@ -415,7 +415,7 @@ def peer_link_outlived_mine(s: State, e: Any) -> bool:
 
 
 def peer_ready(s: State, e: Any) -> bool:
-    """The peer is a ready Standby."""
+    """The peer is a ready Standby; a node whose link is down is not ready."""
     return s.peer is not None and s.peer.ready and s.peer.phase is Phase.STANDBY
 
 
@@ -442,11 +442,6 @@ def retry_due(s: State, e: Any) -> bool:
 def past_deadline(s: State, e: Any) -> bool:
     """The hand-over took longer than it may."""
     return s.now >= s.offer_deadline
-
-
-def loss_accepted(s: State, e: Any) -> bool:
-    """An administrator accepts that changes are lost."""
-    return s.lossy
 
 
 def loss_not_accepted(s: State, e: Any) -> bool:

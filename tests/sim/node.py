@@ -47,6 +47,7 @@ class Node:
         self.services = False
         self.rate = 1.0 + self.rng.uniform(-2e-4, 2e-4)
         self.offset = self.rng.uniform(0, 1e6)
+        self.read_at = 0.0
         self.machine_up = False
         self.paused = False
         self.paused_at = 0.0
@@ -80,7 +81,8 @@ class Node:
     def clock(self) -> float:
         """This node's monotonic clock."""
         at = self.paused_at if self.paused else self.world.now
-        return self.offset + at * self.rate
+        self.read_at = max(self.read_at, self.offset + at * self.rate)  # never back, not by a rounding error either
+        return self.read_at
 
     @property
     def peer(self) -> Node:
