@@ -20,7 +20,7 @@ TABLES = (
     "{t}(id INTEGER PRIMARY KEY, a, b REFERENCES t0(id) ON DELETE CASCADE ON UPDATE CASCADE, c)",
     "{t}(id INTEGER PRIMARY KEY, a, b REFERENCES {t}(id) ON DELETE SET NULL ON UPDATE CASCADE, c)",
     "{t}(id INTEGER PRIMARY KEY, a NOT NULL DEFAULT 1, b, c, d AS (a) UNIQUE, e AS (a || c) STORED, UNIQUE(e, b))",
-    "{t}(a INT, b TEXT, c REAL, d AS (b || c), PRIMARY KEY(c, a)) WITHOUT ROWID",
+    "{t}(a INT, b TEXT, c REAL, d AS (b || typeof(a)), PRIMARY KEY(c, a)) WITHOUT ROWID",
     "{t}(id INTEGER PRIMARY KEY, a UNIQUE ON CONFLICT REPLACE, b UNIQUE, c)",
 )
 INDEXES = (

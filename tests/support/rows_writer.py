@@ -27,7 +27,10 @@ def digest(query: Callable[[str], Iterable[tuple[Any, ...]]]) -> str:
         quoted = '"' + name.replace('"', '""') + '"'
         literal = name.replace("'", "''")
         columns = [str(c) for (c,) in query(f"SELECT name FROM pragma_table_xinfo('{literal}')")]
-        values = ", ".join(f'typeof("{c}"), hex("{c}")' for c in columns)
+        # A real number as it is: versions of SQLite differ in how many digits they print.
+        values = ", ".join(
+            f"""typeof("{c}"), CASE typeof("{c}") WHEN 'real' THEN "{c}" ELSE hex("{c}") END""" for c in columns
+        )
         rows = sorted(query(f"SELECT {values} FROM {quoted}"))
         found.update(repr((name, columns, rows)).encode())
     return found.hexdigest()
