@@ -205,7 +205,7 @@ def _verified(change: pb.TreeChange, content: bytes) -> bytes:
 
 
 def tree_of(root: str | os.PathLike[str], *, skip: Callable[[bytes], bool] = lambda _: False) -> dict[bytes, Thing]:
-    """A real directory, as the model would hold it. Directories' times do not count."""
+    """A real directory, as the model would hold it."""
     found: dict[bytes, Thing] = {}
     base = os.fsencode(root)
 
@@ -217,7 +217,7 @@ def tree_of(root: str | os.PathLike[str], *, skip: Callable[[bytes], bool] = lam
             "mtime_ns": status.st_mtime_ns, "xattrs": decode_xattrs(read_xattrs(full)[0]),
         }  # fmt: skip
         if stat.S_ISDIR(status.st_mode):
-            found[path] = Thing(type=C.TYPE_DIRECTORY, **{**common, "mtime_ns": 0})
+            found[path] = Thing(type=C.TYPE_DIRECTORY, **common)
             for name in os.listdir(full):
                 below = path + b"/" + name if path else name
                 if not name.startswith(b".ha-") and not skip(below):
@@ -233,11 +233,8 @@ def tree_of(root: str | os.PathLike[str], *, skip: Callable[[bytes], bool] = lam
 
 
 def plain(things: dict[bytes, Thing]) -> dict[bytes, Thing]:
-    """Without what does not count: block sizes, and the times of directories."""
-    return {
-        path: replace(thing, block_size=0, mtime_ns=0 if thing.type == C.TYPE_DIRECTORY else thing.mtime_ns)
-        for path, thing in things.items()
-    }
+    """Without what does not count: block sizes."""
+    return {path: replace(thing, block_size=0) for path, thing in things.items()}
 
 
 def settings_of(root: object, **changes: object) -> TreeSettings:

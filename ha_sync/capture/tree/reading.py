@@ -173,6 +173,9 @@ class Group:
                 status = self._root.lstat(parent)
             except (OSError, HaSyncError):
                 continue
+            if self._reader.whole and parent and parent not in self._reader.directories:
+                yield from self._parents(parent)
+                continue
             entry = known.get(parent)
             stands = parent in self._reader.directories if entry is None else entry.type == TYPE_DIRECTORY
             if stands and stat.S_ISDIR(status.st_mode) and (entry is None or entry.mtime_ns != status.st_mtime_ns):

@@ -36,6 +36,9 @@ GROUP_BYTES_MAX = 8 * 1024 * 1024
 BULK_COPY_MIN = 64 * 1024
 """In a sync smaller content is not looked for under other names: the question would cost more than the bytes."""
 
+DISTRUSTS = "distrusts"
+"""Stored until everything that was dirty when a crash made us forget what was sent is acknowledged."""
+
 MISSING_MAX = 100_000
 """Missing paths kept until a scan ends; beyond it they are judged in portions."""
 
@@ -83,7 +86,7 @@ class TreeWorker:
         self._current: Iterator[Frame] | None = None
         self._comparison: Comparison | None = None
         self.is_open: Callable[[bytes], bool] = lambda _: False  # a file that is being written: it is read when closed
-        self._whole_until = Sequence(0)
+        self._distrusts = False  # the Standby was sent what no catalogue of ours tells of: everything goes whole
         self._continued = False
         self._stored_acknowledged = Sequence(0)
         self._accepted = Accepted.NOTHING
@@ -99,6 +102,7 @@ class TreeWorker:
         self.journal.open(epoch, trusted=(clean or same_boot) and not self.catalogue.lost)
         self._continued = self.journal.peer_known
         self._stored_acknowledged = self.journal.acknowledged
+        self._distrusts = self.catalogue.get(DISTRUSTS) is not None
         with self.catalogue.transaction(durable=True):
             self.catalogue.put("boot", boot_id())
             self.catalogue.put("closed_in_boot", "no")
@@ -339,7 +343,7 @@ class TreeWorker:
         if resume:
             journal.acknowledge(applied.sequence)
             if self._continued and applied.sequence != self._stored_acknowledged:
-                self._whole_until = journal.captured.sequence
+                self._distrust()
         journal.ground()
         self._continued = False
 
@@ -351,13 +355,24 @@ class TreeWorker:
     def acknowledge(self, sequence: Sequence) -> None:
         """Everything up to ``sequence`` is durable on the Standby."""
         self.journal.acknowledge(sequence)
+        if self._distrusts and not self.journal.held and not self.catalogue.dirty(limit=1):
+            self._trust()
+
+    def _distrust(self) -> None:
+        # By what was dirty then, not by its sequence: a path that changes again gets a new one.
+        self._distrusts = True
+        self.catalogue.put(DISTRUSTS, "1")
+
+    def _trust(self) -> None:
+        self._distrusts = False
+        self.catalogue.forget(DISTRUSTS)
 
     def begin_compare(self) -> None:
         """The Standby's inventory follows."""
         self._drop_current()
         self.journal.begin_sync()
         self._directories.clear()
-        self._whole_until = Sequence(0)
+        self._trust()
         if self.root is not None:
             self._comparison = Comparison(
                 self.catalogue, self.journal, Walk(self.root, self._rules, None), self._rules
@@ -509,7 +524,7 @@ class TreeWorker:
             root=self._rooted(), catalogue=self.catalogue, growing=self.appending.files, directories=self._directories,
             may_copy=self._may_copy, falls=journal.building_falls.add, resend=journal.resend, met=self.met,
             leaves=lambda path: journal.leave(((path, sequence),)), sequence=sequence,
-            copy_from_size=copy_from_size, whole=any(item.mark <= self._whole_until for item in items),
+            copy_from_size=copy_from_size, whole=self._distrusts,
         )  # fmt: skip
         items.sort(key=_order)
         builder = FrameBuilder()
@@ -559,7 +574,7 @@ class TreeWorker:
 
     def _may_copy(self, path: bytes) -> bool:
         """Whether the Standby has this content under this name when the group that is being built arrives."""
-        if self._whole_until:
+        if self._distrusts:
             return False  # it was sent things that we do not remember
         journal = self.journal
         return path in journal.building or not journal.flies(path)
