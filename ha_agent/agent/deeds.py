@@ -214,9 +214,7 @@ class Deeds:
         self._parts.duty.stop()
 
     def _quiesce(self, action: act.Quiesce) -> None:
-        self._parts.duty.quiesce(
-            deadline=action.deadline, epoch=self._state().epoch, end_backup=action.end_backup, done=self._quieted
-        )
+        self._parts.duty.quiesce(deadline=action.deadline, end_backup=action.end_backup, done=self._quieted)
 
     def _quieted(self, quieted: Quieted) -> None:
         self._requests.detail = quieted.reason

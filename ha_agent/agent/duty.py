@@ -1,20 +1,24 @@
 """The services of this node at a switch: start after the promotion, stop, quiesce, start again.
 
 One duty at a time: a new order ends the one that runs (its hook is killed), but a stop is not ended by another stop. An
-order that is performed is told by a callback in the loop. The engine's part (promotion, drain) is asked through
-``EngineLink``. Seconds are monotonic, of the loop's clock.
+order that is performed is told by a callback in the loop; a quiesce that failed leaves the services stopped, and whoever
+ordered it says what next. The engine's part (promotion, drain) is asked through ``EngineLink``. What fails unforeseen
+is reported and ends nothing. Seconds are monotonic, of the loop's clock.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
 from ha_agent.engine_link import Drained, EngineLink
 from ha_agent.services import Outcome, Report, Services
+
+log = logging.getLogger("ha_agent")
 
 PROMOTION_S = 30.0
 """The engine finishes what the dead node left; past this the services start all the same, with an alarm."""
@@ -47,14 +51,14 @@ class Duty:
         self._report = report
         self._expect = expect
         self._running: asyncio.Task[None] | None = None
-        self._stopping = False
+        self._is_stop = False  # what the newest order is
 
     async def close(self) -> None:
         """Ends what runs. A stop that runs is waited for: the services of a node without the role must end."""
         task = self._running
         if task is None:
             return
-        if not self._stopping:
+        if not self._is_stop:
             task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
@@ -65,23 +69,34 @@ class Duty:
 
     def stop(self) -> None:
         """The role is gone."""
-        if self._stopping:
+        if self._is_stop and self._running is not None and not self._running.done():
             return
-        self._order(self._stop(), stopping=True)
+        self._order(self._stop(), is_stop=True)
 
-    def quiesce(self, *, deadline: float, epoch: int, end_backup: bool, done: Callable[[Quieted], None]) -> None:
+    def quiesce(self, *, deadline: float, end_backup: bool, done: Callable[[Quieted], None]) -> None:
         """Stop, see that nobody writes, drain."""
-        self._order(self._quiesce(deadline, epoch, end_backup, done))
+        self._order(self._quiesce(deadline, end_backup, done))
 
     def resume(self, epoch: int) -> None:
         """The hand-over was given up: the services start again."""
         self._engine.resume()
         self._order(self._again(epoch))
 
-    def _order(self, work: Coroutine[Any, Any, None], *, stopping: bool = False) -> None:
+    def _order(self, work: Coroutine[Any, Any, None], *, is_stop: bool = False) -> None:
         before = self._running
-        self._stopping = stopping
-        self._running = asyncio.get_running_loop().create_task(_after(before, work))
+        self._is_stop = is_stop
+        self._running = asyncio.get_running_loop().create_task(self._after(before, work))
+
+    async def _after(self, before: asyncio.Task[None] | None, work: Coroutine[Any, Any, None]) -> None:
+        """Ends what ran, then does the work. The end of a hook takes its group's death, at most a second."""
+        if not await _ended(before):
+            work.close()
+            raise asyncio.CancelledError
+        try:
+            await work
+        except Exception as failed:
+            log.exception("the services: an order failed", extra={"reason": str(failed)})
+            self._report("error", "an order to the services failed", {"reason": repr(failed)})
 
     async def _start(self, epoch: int, done: Callable[[Outcome], None]) -> None:
         if not await self._engine.promoted(epoch, within_s=PROMOTION_S):
@@ -96,21 +111,17 @@ class Duty:
 
     async def _stop(self) -> None:
         self._expect(False)
-        try:
-            await self._services.stop()
-        finally:
-            self._stopping = False
+        await self._services.stop()
 
-    async def _quiesce(self, deadline: float, epoch: int, end_backup: bool, done: Callable[[Quieted], None]) -> None:
+    async def _quiesce(self, deadline: float, end_backup: bool, done: Callable[[Quieted], None]) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
         self._expect(False)
         engine = self._engine.report
         paths, pids = (tuple(engine.paths), (engine.pid,)) if engine is not None else ((), ())
-        found = await self._services.quiesce(paths, deadline=deadline, epoch=epoch, but=pids)
+        found = await self._services.quiesce(paths, deadline=deadline, but=pids)
         stopped = loop.time()
         if not found.quiet:
-            self._expect(True)
             writers = ", ".join(str(writer) for writer in found.survey.writers[:3])
             late = ", ".join(step.service for step in found.stopped.failures)
             done(Quieted(digest=None, reason=writers or f"not stopped: {late}", stop_s=stopped - began))
@@ -120,13 +131,13 @@ class Duty:
         done(Quieted(digest=drained.digest, reason=reason, stop_s=stopped - began, drain_s=loop.time() - stopped))
 
 
-async def _after(before: asyncio.Task[None] | None, work: Coroutine[Any, Any, None]) -> None:
-    """Ends what ran, then does the work. The end of a hook takes its group's death, at most a second."""
-    try:
-        if before is not None and not before.done():
-            before.cancel()
-            await asyncio.wait([before])
-    except BaseException:
-        work.close()
-        raise
-    await work
+async def _ended(task: asyncio.Task[None] | None) -> bool:
+    """Cancels it and waits for its end. False: whoever waits was cancelled meanwhile; it has ended all the same."""
+    wanted = True
+    while task is not None and not task.done():
+        task.cancel()
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            wanted = False
+    return wanted

@@ -146,7 +146,8 @@ def offer_drained(s: State, e: Any, out: Actions) -> None:
 
 
 def offer_undrained(s: State, e: Any, out: Actions) -> None:
-    """The administrator accepted the loss of what could not be drained."""
+    """The administrator accepted the loss of what could not be drained; what still runs is stopped for good."""
+    out.append(StopServices())
     _offer(s, out, digest=Digest(""))
 
 

@@ -41,7 +41,15 @@ class BookStore:
         """What was stored, and the boot number of this start, durable. Raises OperatorNeeded."""
         before = self._read()
         boot = Boot(before.boot + 1)
-        self._write(dataclasses.replace(before, boot=boot, kernel_boot=kernel_boot))
+        try:
+            self._write(dataclasses.replace(before, boot=boot, kernel_boot=kernel_boot))
+        except OSError as failed:
+            raise OperatorNeeded(
+                "cannot store the boot number of this node in",
+                subject=self._path,
+                reason=failed.strerror or str(failed),
+                hint="a beat with a number that was used before would be refused: make room, or mend the folder",
+            ) from failed
         return before, boot
 
     def store(self, book: Book) -> None:
@@ -55,7 +63,7 @@ class BookStore:
             return _memory_of(content)
         except FileNotFoundError:
             return Memory()
-        except (OSError, ValueError, KeyError, TypeError, AssertionError) as broken:
+        except (OSError, ValueError, KeyError, TypeError, AssertionError, RecursionError) as broken:
             raise OperatorNeeded(
                 "cannot read the epochs of this node from",
                 subject=self._path,
@@ -69,7 +77,7 @@ class BookStore:
         draft = f"{self._path}.new"
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.write(descriptor, _text_of(memory))
+            _write_all(descriptor, _text_of(memory))
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -89,6 +97,12 @@ def kernel_boot_id(proc_dir: str) -> str:
             return file.read(64).strip()
     except OSError:
         return ""
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    # A disk that is nearly full takes a part and calls it a success: renamed, that would be a damaged book.
+    while content:
+        content = content[os.write(descriptor, content) :]
 
 
 def _text_of(memory: Memory) -> bytes:

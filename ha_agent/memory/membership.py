@@ -40,7 +40,7 @@ def membership(state_dir: str) -> Membership | None:
             node_id=str(facts["node_id"]),
             key=key_of(_content(directory, "heartbeat.key")),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as broken:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as broken:
         raise OperatorNeeded(
             "cannot use the identity in",
             subject=directory,

@@ -74,7 +74,6 @@ class Quieted:
     quiet: bool  # every service is stopped and nobody has a dataset open for writing
     stopped: Outcome
     survey: Survey
-    restarted: Outcome | None  # not quiet: what was stopped was started again
 
 
 class Services:
@@ -116,10 +115,8 @@ class Services:
             self._forbid()
             return await self._stop(self._switched, deadline=None)
 
-    async def quiesce(
-        self, datasets: Collection[str], *, deadline: float, epoch: int, but: Collection[int] = ()
-    ) -> Quieted:
-        """Stops, then waits until nobody writes. Past the deadline: starts again what was stopped.
+    async def quiesce(self, datasets: Collection[str], *, deadline: float, but: Collection[int] = ()) -> Quieted:
+        """Stops, then waits until nobody writes. Not quiet at the deadline: what was stopped stays so, until ``start``.
 
         ``datasets``: paths of the replicated files and folders; ``but``: processes that may write (the engine).
         """
@@ -131,14 +128,10 @@ class Services:
             except asyncio.CancelledError:
                 self._report("warning", "a quiesce was given up; the services may be stopped", {})
                 raise
-            if found.quiet and stopped.ok:
-                return Quieted(quiet=True, stopped=stopped, survey=found, restarted=None)
-            self._report_unquiet(stopped, found)
-            self._allow(f"active in epoch {epoch}: a quiesce failed")
-            touched = {step.service for step in stopped.steps if step.ok or step.took_s > 0}
-            again = tuple(service for service in self._switched if service.name in touched)
-            restarted = await self._start(again, {"HA_EPOCH": str(epoch)})
-            return Quieted(quiet=False, stopped=stopped, survey=found, restarted=restarted)
+            quiet = found.quiet and stopped.ok
+            if not quiet:
+                self._report_unquiet(stopped, found)
+            return Quieted(quiet=quiet, stopped=stopped, survey=found)
 
     async def nobody_writes(self, datasets: Collection[str], *, deadline: float, but: Collection[int] = ()) -> Survey:
         """Looks until nobody writes or the deadline has passed; the last look."""
@@ -215,7 +208,7 @@ class Services:
     def _report_unquiet(self, stopped: Outcome, found: Survey) -> None:
         self._report(
             "error",
-            "the services could not be quieted; they are started again",
+            "the services could not be quieted",
             {
                 "not_stopped": ", ".join(step.service for step in stopped.failures),
                 "writers": ", ".join(str(writer) for writer in found.writers[:5]),
