@@ -11,7 +11,6 @@ from ha_agent.arbiter import policy
 from ha_agent.arbiter.beat import beat_of
 from ha_agent.arbiter.state import (
     ADD_WAIT_S,
-    NEVER,
     PROBE_EVERY_S,
     PROBE_FRESH_S,
     REMOVE_EVERY_S,
@@ -26,17 +25,26 @@ from ha_agent.arbiter.values import NO_EPOCH, Cause, Offer, Permit, Phase, Polic
 
 def _silent_for(s: State, least_s: float) -> bool:
     """Whether nothing was heard of the peer for so long, counted from the latest moment at which I could not have."""
-    shown = max(s.heard_at, s.peer_answered_at)
-    back = max(s.link_since, s.lan_since, s.boot_at)
-    if back > shown and s.settings.station is Station.SECONDARY:
-        least_s += STAGGER_S
-    return s.now - max(shown, back) >= least_s
+    return s.now - max(_shown_at(s), _back_at(s)) >= least_s + _stagger_s(s)
+
+
+def _shown_at(s: State) -> float:
+    return max(s.heard_at, s.peer_answered_at)
+
+
+def _back_at(s: State) -> float:
+    return max(s.link_since, s.lan_since, s.boot_at)
+
+
+def _stagger_s(s: State) -> float:
+    """What the Secondary waits longer, unless it was an Active that fell silent: the Primary may be waiting just so."""
+    active_fell_silent = s.peer is not None and s.peer.serves and _shown_at(s) >= _back_at(s)
+    return 0.0 if active_fell_silent or s.settings.station is Station.PRIMARY else STAGGER_S
 
 
 def _waited_for(s: State, least_s: float) -> bool:
     """Whether a node that booted has waited so long for the other one."""
-    never_heard = s.heard_at == NEVER and s.settings.station is Station.SECONDARY
-    return s.now - s.boot_at >= least_s + (STAGGER_S if never_heard else 0.0)
+    return s.now - s.boot_at >= least_s + _stagger_s(s)
 
 
 def left(s: State) -> bool:

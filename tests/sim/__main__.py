@@ -7,6 +7,7 @@ import random
 import sys
 
 from tests.sim.campaign import campaign
+from tests.sim.exhaustive import report
 from tests.sim.mutations import search
 
 
@@ -18,7 +19,11 @@ def main() -> int:
     parser.add_argument(
         "--mutations", nargs="?", const="missing", choices=("missing", "all"), help="look for tests that notice mutants"
     )
+    parser.add_argument("--exhaustive", type=int, metavar="DEPTH", help="explore all moves of so many half seconds")
+    parser.add_argument("--faults", type=int, default=2, metavar="N", help="of which so many are faults (2)")
     options = parser.parse_args()
+    if options.exhaustive is not None:
+        return report(options.exhaustive, options.faults)
     if options.mutations is not None:
         return search(anew=options.mutations == "all")
     first = options.seed if options.seed is not None else random.randrange(1 << 40)

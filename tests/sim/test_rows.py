@@ -325,12 +325,10 @@ def test_nobody_stands_who_holds_the_address_or_could_not_serve(hindrance: dict[
 
 # -- take-over on silence ---------------------------------------------
 
+SERVED = beat(phase=Phase.ACTIVE, epoch=Epoch(4), holds=True)
 SILENT: dict[str, Any] = {
-    "heard_at": NOW - 4.0,
-    "probe_clear": NOW - 0.5,
-    "probe_cleared_at": NOW - 0.2,
-    "peer_held": True,
-}
+    "heard_at": NOW - 4.0, "probe_clear": NOW - 0.5, "probe_cleared_at": NOW - 0.2, "peer_held": True, "peer": SERVED,
+}  # fmt: skip
 
 
 @pytest.mark.req("R11", "R13")
@@ -354,6 +352,13 @@ SILENT: dict[str, Any] = {
 def test_a_silence_is_a_death_unless_something_speaks_against_it(hindrance: dict[str, Any]) -> None:
     assert row(after(node(Phase.STANDBY, **SILENT), ev.Tick)) == "take-over"
     assert row(after(node(Phase.STANDBY, **{**SILENT, **hindrance}), ev.Tick)) is None
+
+
+@pytest.mark.req("R11", "R13")
+def test_the_secondary_waits_longer_unless_it_was_an_active_that_fell_silent() -> None:
+    waiting = {**SILENT, "peer": beat()}
+    assert row(after(node(Phase.STANDBY, **waiting), ev.Tick)) is None
+    assert row(after(node(Phase.STANDBY, **{**waiting, "heard_at": NOW - 5.0}), ev.Tick)) == "take-over"
 
 
 @pytest.mark.req("R11")

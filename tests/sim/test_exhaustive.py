@@ -1,0 +1,41 @@
+"""All orders of few faults, to a stated depth; and the exploration finds what a broken table does.
+
+``scripts/simulate --exhaustive DEPTH --faults N`` goes deeper.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from ha_agent.arbiter.transitions import TABLE
+from tests.sim.exhaustive import STARTS, explore, settings_of
+from tests.sim.mutations import table
+from tests.sim.rounds import Found
+
+
+@pytest.mark.req("R10", "R11", "R13")
+@pytest.mark.parametrize(("faults", "depth"), [(1, 24), (2, 8)])
+@pytest.mark.parametrize("start", STARTS)
+def test_no_order_of_faults_breaks_an_invariant(start: str, faults: int, depth: int) -> None:
+    settings = settings_of()
+    explored = explore(STARTS[start](settings), settings, depth=depth, faults=faults)
+    print(f"{start}: {faults} faults, {explored}")
+    assert explored.rounds > explored.places > 400, "nothing was explored"
+
+
+@pytest.mark.req("R13")
+@pytest.mark.parametrize(("lacking", "invariant"), [({"nobody_answers", "claim_probed"}, "S1"), ({"sound"}, "S4")])
+def test_a_broken_table_is_found(lacking: set[str], invariant: str) -> None:
+    rows = tuple(
+        replace(row, guards=tuple(guard for guard in row.guards if guard.__name__ not in lacking)) for row in TABLE
+    )
+    with table(rows), pytest.raises(Found, match=invariant):
+        explore_all()
+
+
+def explore_all() -> None:
+    settings = settings_of()
+    for start in STARTS.values():
+        explore(start(settings), settings, depth=12, faults=1)
