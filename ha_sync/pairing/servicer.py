@@ -38,7 +38,10 @@ REQUEST_MAX = 4096
 
 
 class PairingServicer(pairing_pb2_grpc.PairingServiceServicer):
-    """Serves the peer port. ``epoch`` and ``role`` are asked at each join."""
+    """Serves the peer port. ``epoch``, ``role`` and ``decided`` are asked at each join.
+
+    ``decided``: whether somebody decides this node's role now; an Active without its agent takes no new peer.
+    """
 
     def __init__(
         self,
@@ -48,6 +51,7 @@ class PairingServicer(pairing_pb2_grpc.PairingServiceServicer):
         *,
         epoch: Callable[[], Epoch],
         role: Callable[[], Role],
+        decided: Callable[[], bool] = lambda: True,
         on_peer: Callable[[Peer], None] | None = None,
     ) -> None:
         self._keyring = keyring
@@ -55,6 +59,7 @@ class PairingServicer(pairing_pb2_grpc.PairingServiceServicer):
         self._report = report
         self._epoch = epoch
         self._role = role
+        self._decided = decided
         self._on_peer = on_peer
         self._one_at_a_time = asyncio.Lock()
 
@@ -127,6 +132,8 @@ class PairingServicer(pairing_pb2_grpc.PairingServiceServicer):
         identity = self._keyring.identity
         if self._role() is not Role.ACTIVE:
             raise NotOurs("this node is not the Active: join the one in service")
+        if not self._decided():
+            raise NotOurs("the agent of this node does not run: start it there, then join again")
         if request.node_id == identity.node_id:
             raise NotOurs("the joiner has my own node id")
         if request.node_id in identity.revoked_nodes:

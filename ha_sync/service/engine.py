@@ -69,6 +69,7 @@ class _Engine:
         self._settings = settings
         self._began = time.monotonic()
         self._keyring: Keyring | None = None
+        self._by_hand = False  # the role is given by hand, not by an agent
         self._events = EventLog(os.path.join(node_settings.state_dir, "logs", "events.db"))
         self._state = EngineState(os.path.join(node_settings.state_dir, "engine.db"))
         self._link = PeerLink(lambda: self._keyring, configured=node_settings.peer)
@@ -104,10 +105,11 @@ class _Engine:
         )
 
     async def run(self, role: Role | None, epoch: Epoch) -> None:
+        self._by_hand = role is not None
         for notice in self._settings.notices:
             self._report("warning", "settings accepted with a notice", {"notice": notice})
         try:
-            async with self._control_server(by_hand=role is not None), asyncio.TaskGroup() as tasks:
+            async with self._control_server(), asyncio.TaskGroup() as tasks:
                 if identity_exists(self._settings.node.state_dir):
                     await self._join_pair(tasks)
                 else:
@@ -155,6 +157,7 @@ class _Engine:
                 self._report,
                 epoch=lambda: self._node.epoch,
                 role=lambda: self._node.role or Role.STANDBY,
+                decided=lambda: self._by_hand or self._agent.attached,
             ),
             server,
         )
@@ -173,7 +176,7 @@ class _Engine:
         return server
 
     @contextlib.asynccontextmanager
-    async def _control_server(self, *, by_hand: bool) -> AsyncIterator[None]:
+    async def _control_server(self) -> AsyncIterator[None]:
         path = self._settings.node.socket_path
         _clear_stale_socket(path)
         server = grpc.aio.server()
@@ -185,7 +188,7 @@ class _Engine:
                 watch=self._watch,
                 events=self._events,
                 began=self._began,
-                by_hand=by_hand,
+                by_hand=self._by_hand,
             )
         )
         control_pb2_grpc.add_ControlServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]

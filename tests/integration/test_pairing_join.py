@@ -330,6 +330,16 @@ async def test_a_standby_invites_nobody(first: Identity, tmp_path: Path) -> None
             await asyncio.to_thread(join_as, port.token(), str(tmp_path / "second"))
 
 
+async def test_an_active_without_its_agent_takes_no_new_peer(first: Identity, tmp_path: Path) -> None:
+    async with serving(first) as port:
+        port.decided = False
+        token = port.token()
+        with pytest.raises(Refused, match="the agent of this node does not run"):
+            await asyncio.to_thread(join_as, token, str(tmp_path / "second"))
+        port.decided = True
+        await asyncio.to_thread(join_as, token, str(tmp_path / "second"))
+
+
 async def test_a_certificate_renews_while_the_server_runs(first: Identity, tmp_path: Path) -> None:
     async with serving(first) as port:
         second = (await asyncio.to_thread(join_as, port.token(), str(tmp_path / "second"))).identity

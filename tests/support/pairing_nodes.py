@@ -54,6 +54,7 @@ class PeerPort:
         self.keyring = Keyring(identity, clock=clock)
         self.gate = Gate(self.keyring, Refusals(self.report, monotonic=lambda: clock().boot_s))
         self.role = Role.ACTIVE
+        self.decided = True
         self.epoch = Epoch(42)
         self.address = ""
         self.callers: list[str] = []
@@ -69,7 +70,14 @@ class PeerPort:
         return made.text
 
     def servicer(self) -> PairingServicer:
-        return PairingServicer(self.keyring, self.gate, self.report, epoch=lambda: self.epoch, role=lambda: self.role)
+        return PairingServicer(
+            self.keyring,
+            self.gate,
+            self.report,
+            epoch=lambda: self.epoch,
+            role=lambda: self.role,
+            decided=lambda: self.decided,
+        )
 
     async def replicate(self, _request: bytes, context: Any) -> bytes:
         try:
