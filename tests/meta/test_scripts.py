@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SHELL = ["scripts/setup", "scripts/test", "scripts/demo", "scripts/bench", "scripts/gen-proto", ".ci/run"]
+SHELL = [
+    "scripts/setup", "scripts/test", "scripts/demo", "scripts/bench", "scripts/gen-proto", "scripts/simulate",
+    "scripts/draw-arbiter", ".ci/run",
+]  # fmt: skip
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
