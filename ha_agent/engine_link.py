@@ -1,21 +1,25 @@
 """The agent's end of ``Attach``: what the engine reports, and what it is directed (DESIGN 9).
 
-One engine at a time: a newer call ends the older. A role that was directed is repeated to whoever attaches. An engine
-that says nothing for ``SILENT_S`` is lost, as is one whose call ended: a stopped process keeps its connection. All
-callbacks are called in the loop and must not block. Seconds are monotonic, of the loop's clock.
+One engine at a time: a newer call ends the older. A role that was directed is repeated to whoever attaches, a quiesce
+that runs too, with what is left of its deadline: an engine that was restarted goes on with it. An engine that says
+nothing for ``silent_s`` is lost, as is one whose call ended: a stopped process keeps its connection. All callbacks are
+called in the loop and must not block. Seconds are monotonic, of the loop's clock.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 
 from ha_proto.agent.v1 import agent_pb2 as pb
 
+log = logging.getLogger("ha_agent")
+
 SILENT_S = 2.5
-LOOK_EVERY_S = 0.25
+LOOKS = 10  # within that time
 DIRECTIVES_MAX = 64
 
 
@@ -27,15 +31,32 @@ class Drained:
     waiting_for: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Quiescing:
+    serial: int
+    deadline: float
+    end_backup: bool
+
+    def directive(self) -> pb.Directive:
+        left_ms = max(1, round((self.deadline - asyncio.get_running_loop().time()) * 1000))
+        return pb.Directive(
+            quiesce=pb.QuiesceDirective(serial=self.serial, deadline_ms=left_ms, end_backup=self.end_backup)
+        )
+
+
 class EngineLink:
     """See the module."""
 
-    def __init__(self, *, on_report: Callable[[pb.EngineReport], None], on_lost: Callable[[], None]) -> None:
+    def __init__(
+        self, *, on_report: Callable[[pb.EngineReport], None], on_lost: Callable[[], None], silent_s: float = SILENT_S
+    ) -> None:
         self._on_report = on_report
         self._on_lost = on_lost
+        self._silent_s = silent_s
         self._report: pb.EngineReport | None = None
         self._reported_at = float("-inf")
         self._role: pb.RoleDirective | None = None
+        self._quiescing: _Quiescing | None = None
         self._directives: asyncio.Queue[pb.Directive | None] | None = None
         self._news = asyncio.Event()
         self._serial = secrets.randbits(32)  # what an engine carried out for an earlier agent is none of ours
@@ -61,12 +82,15 @@ class EngineLink:
     async def quiesce(self, *, within_s: float, end_backup: bool) -> Drained:
         """Everything that was written is captured and brought to the Standby, or it is said what is missing."""
         self._serial += 1
-        serial = self._serial
-        deadline_ms = max(1, round(within_s * 1000))
-        directive = pb.QuiesceDirective(serial=serial, deadline_ms=deadline_ms, end_backup=end_backup)
-        self._send(pb.Directive(quiesce=directive))
-        if await self._until(lambda report: report.quiesced == serial, within_s) and self._report is not None:
-            return Drained(digest=self._report.digest)
+        deadline = asyncio.get_running_loop().time() + within_s
+        mine = self._quiescing = _Quiescing(serial=self._serial, deadline=deadline, end_backup=end_backup)
+        self._send(mine.directive())
+        try:
+            if await self._until(lambda report: report.quiesced == mine.serial, within_s) and self._report is not None:
+                return Drained(digest=self._report.digest)
+        finally:
+            if self._quiescing is mine:
+                self._quiescing = None
         return Drained(digest=None, waiting_for=tuple(self._report.waiting_for) if self._report else ("the engine",))
 
     async def serve(self, reports: AsyncIterator[pb.EngineReport]) -> AsyncGenerator[pb.Directive, None]:
@@ -75,23 +99,28 @@ class EngineLink:
         directives = self._directives = asyncio.Queue(maxsize=DIRECTIVES_MAX)
         if self._role is not None:
             directives.put_nowait(pb.Directive(role=self._role))
+        if self._quiescing is not None:
+            directives.put_nowait(self._quiescing.directive())
         reading = asyncio.create_task(self._read(reports, directives))
         try:
             while (directive := await directives.get()) is not None:
                 yield directive
         finally:
-            reading.cancel()
             if self._directives is directives:
                 self._directives = None
                 self._lose()
+            reading.cancel()
+            await asyncio.wait((reading,))
+            if not reading.cancelled() and (failed := reading.exception()) is not None:
+                log.info("the engine's call ended", extra={"reason": repr(failed)})
 
     async def watch(self) -> None:
         """Notices an engine that fell silent; until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
-            if self._report is not None and loop.time() - self._reported_at > SILENT_S:
+            if self._report is not None and loop.time() - self._reported_at > self._silent_s:
                 self._lose()
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(self._silent_s / LOOKS)
 
     async def _read(
         self, reports: AsyncIterator[pb.EngineReport], directives: asyncio.Queue[pb.Directive | None]

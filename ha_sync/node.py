@@ -142,7 +142,7 @@ class Node:
                 return ()
             admit(self._state.stored, role=role, epoch=epoch)
             was = self.role or self._state.stored.role
-            await asyncio.to_thread(self._state.promise, epoch)
+            await asyncio.to_thread(self._state.reserve if role is Role.ACTIVE else self._state.promise, epoch)
             await self._stop_streams()
             finished: tuple[tuple[DatasetName, Finished], ...] = ()
             if role is Role.ACTIVE and was is Role.STANDBY:

@@ -2,7 +2,8 @@
 
 Invariants: the calls that touch the cluster IP run one after the other in the order of the actions, as do the writes of
 the book (of several that wait only the newest is written). Nothing here calls ``tell`` before ``perform`` has returned.
-Whatever a deed raises is told and ends nothing. One event loop; seconds are monotonic.
+Whatever a deed raises is told and ends nothing. Overflow: of calls for the cluster IP at most ``CALLS_MAX`` wait; more
+are left out, which is safe, because the arbiter asks again for what it misses. One event loop; seconds are monotonic.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ha_agent.settings import AfterSwitch, PairSettings, Settings
 
 log = logging.getLogger("ha_agent")
 
+CALLS_MAX = 64  # a kernel that stands still for ten seconds
 REBOOT_AFTER_S = 3.0
 REBOOT_DEADLINE_S = 60.0
 
@@ -56,7 +58,7 @@ class Deeds:
         self._requests = requests
         self._clock = clock
         self._deeds: asyncio.Queue[Coroutine[Any, Any, None]] = asyncio.Queue()
-        self._calls: asyncio.Queue[Coroutine[Any, Any, None]] = asyncio.Queue()
+        self._calls: asyncio.Queue[Coroutine[Any, Any, None]] = asyncio.Queue(maxsize=CALLS_MAX)
         self._book: Book | None = None
         self._book_waits = asyncio.Event()
         self._served = False  # since this agent started, and not followed since
@@ -99,7 +101,13 @@ class Deeds:
 
     def look_whether_held(self) -> None:
         """After all calls that were ordered before: is the address there?"""
-        self._calls.put_nowait(self._see())
+        self._call(self._see())
+
+    def _call(self, call: Coroutine[Any, Any, None]) -> None:
+        if self._calls.full():
+            call.close()
+        else:
+            self._calls.put_nowait(call)
 
     async def _make_calls(self) -> None:
         while True:
@@ -127,7 +135,7 @@ class Deeds:
                 continue
             try:
                 await asyncio.to_thread(self._parts.store.store, book)
-            except OSError as failed:
+            except (OSError, RuntimeError) as failed:  # the latter: no thread could be started
                 log.error("the book could not be stored", extra={"reason": str(failed)})
                 self._tell(ev.BookFailed)
             else:
@@ -147,7 +155,7 @@ class Deeds:
             self._tell(ev.ProbeDone, asked_at=action.asked_at, answered_by=answered_by, sent=sent)
 
     def _add(self, action: act.AddAddress) -> None:
-        self._calls.put_nowait(self._add_now(action))
+        self._call(self._add_now(action))
 
     async def _add_now(self, action: act.AddAddress) -> None:
         answer = await self._parts.holder.add(valid_until=action.valid_until, not_after=action.not_after)
@@ -157,7 +165,7 @@ class Deeds:
             self._not_held(answer)
 
     def _renew(self, action: act.RenewAddress) -> None:
-        self._calls.put_nowait(self._renew_now(action))
+        self._call(self._renew_now(action))
 
     async def _renew_now(self, action: act.RenewAddress) -> None:
         answer = await self._parts.holder.renew(valid_until=action.valid_until)
@@ -166,7 +174,7 @@ class Deeds:
 
     def _remove(self, _action: act.RemoveAddress) -> None:
         self._parts.holder.hush()
-        self._calls.put_nowait(self._remove_now())
+        self._call(self._remove_now())
 
     async def _remove_now(self) -> None:
         answer = await self._parts.holder.remove()
@@ -184,6 +192,8 @@ class Deeds:
         self._parts.events.append("error", "the cluster IP is not held", fields)
 
     async def _see(self) -> None:
+        if self._pair.observe_only:
+            return  # what was never added is not missed
         held = await self._parts.holder.holds()
         state = self._state()
         if not held and state.holds and state.phase in SERVING:

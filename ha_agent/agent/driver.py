@@ -61,8 +61,8 @@ class Agent:
         self._first: tuple[Action, ...] = ()
         self._requests = Requests()
         self._stepping = False
+        self._stop_asked = asyncio.Event()
         self._stopped = asyncio.Event()
-        self._leaving: asyncio.Task[None] | None = None
         self.changed = asyncio.Event()  # set and replaced whenever the state may look different
         self.peer_told = Told()
         self.parts: Parts
@@ -95,9 +95,10 @@ class Agent:
             parts.channel.open()
             parts.links.open()
             async with asyncio.TaskGroup() as tasks:
+                self._deeds.perform(self._first)
                 works = [self._deeds.run(), parts.monitor.run(), parts.engine.watch(), self._tick_for_ever()]
                 works += [parts.lan.run()] if parts.lan is not None else []
-                self._deeds.perform(self._first)
+                works += [self._leave()]
                 running = [tasks.create_task(work) for work in works]
                 await self._stopped.wait()
                 for task in running:
@@ -146,10 +147,10 @@ class Agent:
 
     def stop(self) -> None:
         """Leaves cleanly: the address goes, the peer is told, the services stop. ``run`` ends then."""
-        if self._leaving is None:
-            self._leaving = asyncio.get_running_loop().create_task(self._leave())
+        self._stop_asked.set()
 
     async def _leave(self) -> None:
+        await self._stop_asked.wait()
         loop = asyncio.get_running_loop()
         limit = loop.time() + LEAVE_S
         beats = 0
@@ -251,7 +252,11 @@ class Agent:
             self.tell(ev.ForeignSeen, mac=mac)
 
     def _see_link(self) -> None:
-        link = self.parts.links.look(self.pair.interface)
+        try:
+            link = self.parts.links.look(self.pair.interface)
+        except OSError as failed:  # the kernel is busy: what was known stands until the next look
+            self.parts.events.append("warning", "the interface could not be looked at", {"reason": str(failed)})
+            return
         up = link is not None and link.usable
         if up != self.state.link_up:
             self.parts.events.append("info" if up else "error", "link of the cluster IP", {"up": up})

@@ -1,7 +1,7 @@
 """The services of this node at a switch: start after the promotion, stop, quiesce, start again.
 
 One duty at a time: a new order ends the one that runs (its hook is killed), but a stop is not ended by another stop. An
-order that is performed is told by a callback in the loop; a quiesce that failed leaves the services stopped, and whoever
+order that is performed is told by a callback in the loop; a quiesce that failed leaves the services stopped, and who
 ordered it says what next. The engine's part (promotion, drain) is asked through ``EngineLink``. What fails unforeseen
 is reported and ends nothing. Seconds are monotonic, of the loop's clock.
 """

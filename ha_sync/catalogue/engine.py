@@ -1,7 +1,7 @@
 """The node's epochs and role, stored durably before anybody acts on them (DESIGN 3).
 
-``promised`` is the highest epoch seen or reserved, ``served`` the last one in which this node was Active. Both only
-grow. One SQLite file, one row, one thread at a time. Blocking.
+``promised`` is the highest epoch seen or reserved, ``served`` the last one in which this node was Active, or about to
+be. Both only grow. One SQLite file, one row, one thread at a time. Blocking.
 """
 
 from __future__ import annotations
@@ -87,6 +87,11 @@ class EngineState:
         """Notes an epoch that was seen or reserved; durable when it returns."""
         if epoch > self._stored.promised:
             self._store(replace(self._stored, promised=epoch))
+
+    def reserve(self, epoch: Epoch) -> None:
+        """Notes an epoch that is about to be served here: a promotion that a crash cuts short is done again in it."""
+        if epoch > self._stored.served:
+            self._store(replace(self._stored, promised=max(epoch, self._stored.promised), served=epoch))
 
     def take(self, role: Role, epoch: Epoch) -> None:
         """Notes the role; as Active also that this epoch is served here. Durable when it returns."""

@@ -2,7 +2,8 @@
 
 The engine opens the call and opens it again whenever it ends. Without an agent it keeps the role it has: as Standby it
 goes on applying, as Active it goes on streaming; it never promotes itself. An epoch is stored before it is acted upon;
-as Active a lower one than was seen is refused. Seconds are monotonic.
+as Active a lower one than was seen is refused. Of several roles that were directed the newest counts; one that the disk
+does not let it take is tried again until another is directed. Seconds are monotonic.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
@@ -21,13 +23,14 @@ from ha_proto.agent.v1 import agent_pb2 as pb
 from ha_proto.agent.v1 import agent_pb2_grpc
 from ha_sync.core.dataset import DatasetName, Finished, Report, Role
 from ha_sync.core.position import Epoch
-from ha_sync.errors import HaSyncError
+from ha_sync.errors import HaSyncError, Retryable
 from ha_sync.node import Membership, Node
 
 log = logging.getLogger(__name__)
 
 REPORT_EVERY_S = 0.5
 RETRY_S = 0.2
+ROLE_RETRY_S = 1.0
 SOCKET_NAME = "agent.sock"
 CHANNEL_OPTIONS = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500))
 
@@ -54,23 +57,26 @@ class AgentLink:
         self._report_event = report
         self._progress = _Progress()
         self._changed = asyncio.Event()
+        self._wanted: pb.RoleDirective | None = None  # not taken yet
+        self._role_wanted = asyncio.Event()
+        self._role_settled = asyncio.Event()
+        self._role_settled.set()
         self._quiescing: asyncio.Task[None] | None = None
         self.attached = False
 
     async def run(self) -> None:
         """Until cancelled."""
-        try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep_role(), name="role")
             while True:
                 with contextlib.suppress(grpc.aio.AioRpcError):
-                    await self._attach_once()
+                    await self._attach_once(tasks)
                 if self.attached:
                     self._report_event("warning", "agent lost: the engine keeps its role", {})
                 self.attached = False
                 await asyncio.sleep(RETRY_S)
-        finally:
-            self._end_quiesce()
 
-    async def _attach_once(self) -> None:
+    async def _attach_once(self, tasks: asyncio.TaskGroup) -> None:
         async with grpc.aio.insecure_channel(f"unix:{self._socket_path}", options=CHANNEL_OPTIONS) as channel:
             stub = agent_pb2_grpc.AgentServiceStub(channel)  # type: ignore[no-untyped-call]
             call = stub.Attach(self._reports())
@@ -79,7 +85,7 @@ class AgentLink:
                     if not self.attached:
                         self._report_event("info", "attached to the agent", {})
                     self.attached = True
-                    await self._follow(directive)
+                    self._follow(directive, tasks)
             finally:
                 call.cancel()
 
@@ -92,19 +98,42 @@ class AgentLink:
 
     # ---- directives
 
-    async def _follow(self, directive: pb.Directive) -> None:
+    def _follow(self, directive: pb.Directive, tasks: asyncio.TaskGroup) -> None:
+        self._end_quiesce()
         match directive.WhichOneof("directive"):
             case "role":
-                await self._take_role(directive.role)
+                self._wanted = directive.role
+                self._role_settled.clear()
+                self._role_wanted.set()
             case "quiesce":
-                self._end_quiesce()
-                self._quiescing = asyncio.create_task(self._quiesce(directive.quiesce))
-            case "resume":
-                self._end_quiesce()
+                self._quiescing = tasks.create_task(self._quiesce(directive.quiesce), name="quiesce")
         self._changed.set()
 
+    async def _keep_role(self) -> None:
+        told = ""
+        while True:
+            await self._role_wanted.wait()
+            self._role_wanted.clear()
+            assert self._wanted is not None
+            try:
+                await self._take_role(self._wanted)
+            except (OSError, sqlite3.Error) as failed:
+                if told != str(failed):
+                    told = str(failed)
+                    self._report_event("error", "the role cannot be taken", {"reason": told})
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._role_wanted.wait(), ROLE_RETRY_S)
+                self._role_wanted.set()
+                continue
+            told = ""
+            if not self._role_wanted.is_set():
+                self._role_settled.set()
+            self._changed.set()
+
     async def _take_role(self, wanted: pb.RoleDirective) -> None:
-        self._end_quiesce()
+        if wanted.role not in {role.value for role in Role}:
+            self._report_event("error", "a directive of the agent is not understood", {"role": wanted.role})
+            return
         role = Role(wanted.role)
         # To follow is safe in whatever epoch this node has seen: only serving below one is not.
         lowest = self._node.promised if role is Role.STANDBY else 0
@@ -122,8 +151,23 @@ class AgentLink:
     async def _quiesce(self, wanted: pb.QuiesceDirective) -> None:
         """The PBX is stopped: everything it did is captured and brought to the Standby, or what is missing is said."""
         progress = self._progress
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wanted.deadline_ms / 1000
         try:
-            progress.waiting_for = await self._node.wait_replicated((), timeout_s=wanted.deadline_ms / 1000)
+            # An engine that was just started is not Active yet, and its captures open one after the other.
+            async with asyncio.timeout_at(deadline):
+                await self._role_settled.wait()
+            while True:
+                try:
+                    left_s = max(0.0, deadline - loop.time())
+                    progress.waiting_for = await self._node.wait_replicated((), timeout_s=left_s)
+                    break
+                except Retryable:
+                    if loop.time() + RETRY_S >= deadline:
+                        raise
+                await asyncio.sleep(RETRY_S)
+        except TimeoutError:
+            progress.waiting_for = ("the role of the engine",)
         except HaSyncError as error:
             progress.waiting_for = (error.sentence(),)
         if not progress.waiting_for:
