@@ -4,7 +4,8 @@ An entry begins with the first row that leads to a switch and ends with the one 
 
     take-over    take-over, force-*, elect, accept ... add ... serve ... services started
     hand-over    switch, switch-fault, switch-link ... granted ... go
-    loss         lease-lapsed, address-absent, outranked: at once
+    loss         lease-lapsed, address-absent, outranked, stop: at once
+    refusal      switch-refused: at once, beside an entry that is open
 
 Times per phase, seconds: *detect* from the last sign of the peer's life to the decision (silence only), *decide* from
 there to the order for the address (hand-over: stop, drain and offer), *address* until it is there (hand-over: gone),
@@ -41,7 +42,8 @@ ROLE_OF = {
 
 TAKING = frozenset({Phase.CANDIDATE, Phase.CLAIMING, Phase.ADDING})
 HANDING = frozenset({Phase.QUIESCING, Phase.OFFERING, Phase.RELEASING})
-LOST = frozenset({"lease-lapsed", "address-absent", "outranked"})
+LOST = frozenset({"lease-lapsed", "address-absent", "outranked", "stop"})
+REFUSED = "switch-refused"
 ERRORS = frozenset({Subject.FOREIGN_HOLDER, Subject.DUAL_ACTIVE, Subject.STORE, Subject.NOBODY_ELIGIBLE})
 STRANGERS = frozenset({Rejection.STRANGER, Rejection.OTHER_CLUSTER, Rejection.WRONG_MAC})
 
@@ -79,6 +81,7 @@ class Chronicle:
         self._done = Result.OBSERVED if observing else Result.DONE
         self._open: _Open | None = None
         self._bad: dict[str, str] = {}
+        self._asked: Moved | None = None  # the request whose refusal comes next
 
     # ---- the arbiter
 
@@ -96,7 +99,12 @@ class Chronicle:
                 "why": move.why,
             },
         )
-        if move.row in LOST:
+        self._asked = move if move.row == REFUSED else None
+        if self._open is not None and self._open.serving and move.after is not Phase.ACTIVE:
+            self._end(Result.FAILED, now, error=f"the services were not all started: {move.why}")
+        if move.row == REFUSED:
+            return
+        if move.row in LOST and move.before in SERVING:
             self._lost(move, now)
         elif move.after in TAKING:
             self._taking(move, now)
@@ -120,8 +128,11 @@ class Chronicle:
         """An administrator's request cannot be done."""
         reasons = ", ".join(reason.value for reason in refused.peer_reasons)
         self._events.append("warning", "a request was refused", {"reason": refused.reason.value, "peer": reasons})
-        if self._open is not None:
-            self._end(Result.ABORTED, now, error=refused.reason.value)
+        if self._asked is not None:
+            role = ROLE_OF[self._asked.before]
+            entry = self._entry(self._asked, now, role_before=role, role_after=role, trigger="request")
+            self._switches.end(entry, Result.REFUSED, now=now, error=refused.reason.value)
+            self._asked = None
 
     def alarm(self, alarm: Alarm) -> None:
         """An alarm of the arbiter."""
@@ -182,10 +193,7 @@ class Chronicle:
 
     def _taking(self, move: Moved, now: float) -> None:
         if self._open is None:
-            scene = self._begin(move, now, role_before=ROLE_OF[move.before], role_after="active")
-            if move.cause is Cause.SILENCE and scene.silent_s is not None:
-                assert self._open is not None
-                self._switches.phase(self._open.id, Part.DETECT, scene.silent_s)
+            self._begin(move, now, role_before=ROLE_OF[move.before], role_after="active")
         if self._open is not None:
             self._switches.add(self._open.id, epoch=move.epoch)
         if move.after is Phase.ADDING:
@@ -205,12 +213,16 @@ class Chronicle:
     def _lost(self, move: Moved, now: float) -> None:
         if self._open is not None:
             self._end(Result.FAILED, now, error=move.why)
-        self._begin(move, now, role_before=ROLE_OF[move.before], role_after="standby", trigger=move.row)
+        self._begin(move, now, role_before=ROLE_OF[move.before], role_after=ROLE_OF[move.after], trigger=move.row)
         self._end(self._done, now)
 
-    def _begin(self, move: Moved, now: float, *, role_before: str, role_after: str, trigger: str = "") -> Scene:
+    def _begin(self, move: Moved, now: float, *, role_before: str, role_after: str, trigger: str = "") -> None:
+        entry = self._entry(move, now, role_before=role_before, role_after=role_after, trigger=trigger)
+        self._open = _Open(id=entry, began=now, since=now)
+
+    def _entry(self, move: Moved, now: float, *, role_before: str, role_after: str, trigger: str) -> SwitchId:
         scene = self._scene()
-        id_ = self._switches.begin(
+        entry = self._switches.begin(
             now=now,
             trigger=trigger or move.cause.value,
             reason=move.why,
@@ -221,8 +233,9 @@ class Chronicle:
             peer_health=scene.peer_health,
             positions=scene.positions,
         )
-        self._open = _Open(id=id_, began=now, since=now)
-        return scene
+        if move.cause is Cause.SILENCE and move.after in TAKING and scene.silent_s is not None:
+            self._switches.phase(entry, Part.DETECT, scene.silent_s)
+        return entry
 
     def _end_part(self, part: Part, now: float) -> None:
         if self._open is not None:

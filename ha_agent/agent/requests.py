@@ -1,6 +1,7 @@
 """An administrator's request and its answer: one at a time, answered by what the arbiter does or refuses.
 
-A planned switch is done when the peer serves, a forced take-over when this node does.
+A planned switch is done when the peer serves, a forced take-over when this node does. What the arbiter gives up without
+a refusal (a forced claim that somebody answered, an Active that lost its address meanwhile) is answered too.
 """
 
 from __future__ import annotations
@@ -10,7 +11,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ha_agent.arbiter.actions import Moved, Refused
-from ha_agent.arbiter.values import NO_EPOCH, Cause, Epoch, Reason
+from ha_agent.arbiter.values import NO_EPOCH, SERVING, Cause, Epoch, Phase, Reason
+
+FORCED = frozenset({"force-dead", "force-idle"})
+TAKING = frozenset({Phase.CANDIDATE, Phase.CLAIMING, Phase.ADDING})
+HOLDING = SERVING | {Phase.RELEASING}
+GIVEN_UP = {
+    "claim-answered": Reason.FOREIGN_HOLDER,
+    "claim-late": Reason.DEADLINE,
+    "claim-not-stored": Reason.STORE_FAILED,
+    "add-failed": Reason.ADDRESS_FAILED,
+    "add-unanswered": Reason.ADDRESS_FAILED,
+    "lease-lapsed": Reason.ADDRESS_FAILED,
+    "epoch-overtaken": Reason.PEER_HEARD,
+    "stop": Reason.CANCELLED,
+}
+"""Rows that end a forced take-over before it serves, as the administrator reads them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +46,7 @@ class Requests:
     def __init__(self) -> None:
         self._asking: asyncio.Future[Answered] | None = None
         self._gone = False  # the go is out: done when the peer serves
+        self._claims = False  # a forced take-over is on its way
         self.detail = ""  # why a quiesce failed
 
     async def ask(self, begin: Callable[[], None], *, timeout_s: float) -> Answered:
@@ -38,7 +55,7 @@ class Requests:
             return Answered(done=False, reason=Reason.BUSY)
         asking: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
         self._asking = asking
-        self.detail, self._gone = "", False
+        self.detail, self._gone, self._claims = "", False, False
         try:
             begin()
             if not timeout_s:
@@ -57,6 +74,11 @@ class Requests:
     def moved(self, move: Moved) -> None:
         """A row was taken; it may be the answer."""
         self._gone = self._gone or move.row == "go"
+        self._claims = self._claims or move.row in FORCED
+        if self._claims and move.after not in TAKING and move.row != "serve":
+            self._answer(Answered(done=False, reason=GIVEN_UP.get(move.row, Reason.PEER_HEARD)))
+        if move.before in SERVING and move.after not in HOLDING:
+            self._answer(Answered(done=False, reason=Reason.NOT_ACTIVE))
         if move.row == "serve":
             forced = move.cause is Cause.FORCED
             # Not forced: the role came back, the other node never served after it was given the go.

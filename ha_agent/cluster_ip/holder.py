@@ -18,7 +18,7 @@ from ha_agent.arbiter.values import Mac
 from ha_agent.cluster_ip import plan
 from ha_agent.cluster_ip.announce import Announcer
 from ha_agent.cluster_ip.frames import Claim
-from ha_agent.cluster_ip.lease import LABEL_SUFFIX, Answer, Lease, Outcome
+from ha_agent.cluster_ip.lease import HELD, LABEL_SUFFIX, Answer, Lease, Outcome
 from ha_agent.cluster_ip.netlink import FOREVER, Address, Kernel
 from ha_agent.cluster_ip.probe import Neighbours
 
@@ -71,6 +71,9 @@ class Holder(Protocol):
 
     async def close(self) -> None:
         """Lets go of sockets and threads; the address stays as it is."""
+
+
+WORST_FIRST = (Outcome.GONE, Outcome.LATE, Outcome.REFUSED, Outcome.HELD)
 
 
 class KernelHolder:
@@ -138,7 +141,7 @@ class KernelHolder:
         valid_s = plan.valid_s(left_s)
         answers = [await lease.renew(valid_s=valid_s, not_after=valid_until) for lease in self._leases]
         bad = _worst(answers)
-        # What the kernel refused runs on with its old lifetime; what is gone takes the other family with it.
+        # What the kernel refused runs on with its old lifetime; what is gone takes the other family with it, that too.
         return bad if bad.outcome is Outcome.REFUSED else await self._whole(answers)
 
     async def remove(self) -> Answer:
@@ -212,7 +215,7 @@ class KernelHolder:
         bad = _worst(answers)
         if bad.outcome is Outcome.HELD:
             return bad
-        if any(one.outcome is Outcome.HELD for one in answers):
+        if any(one.outcome in {Outcome.HELD, Outcome.REFUSED} for one in answers):
             await self.remove()
         return bad
 
@@ -222,7 +225,7 @@ class KernelHolder:
 
 
 def _worst(answers: list[Answer]) -> Answer:
-    return next((one for one in answers if one.outcome is not Outcome.HELD), Answer(outcome=Outcome.HELD))
+    return min(answers, key=lambda one: WORST_FIRST.index(one.outcome), default=HELD)
 
 
 def _link_local_last(address: Address) -> bool:

@@ -61,7 +61,8 @@ class Lan:
     async def _ask_neighbours(self) -> None:
         known = [
             one.address
-            for one in self._holder.neighbours[4].known()
+            for neighbours in self._holder.neighbours.values()
+            for one in neighbours.known()
             if one.address not in self._apart and one.mac != self._peer_mac
         ]
         await asyncio.gather(*(self._ask(address, gateway=False) for address in known[:NEIGHBOURS_ASKED_MAX]))

@@ -21,6 +21,7 @@ from ha_agent.cluster_ip.netlink import Address
 
 QUESTION = b"ha-sync: who holds this address?"
 DATAGRAM_MAX = 2048
+ECHOES_MAX = 64  # in one go; the rest when the loop comes back
 
 
 class StandIn:
@@ -66,7 +67,7 @@ class StandIn:
         if not await self.holds():
             return Answer(outcome=Outcome.GONE, reason="lapsed or removed")
         self._until = valid_until
-        return HELD
+        return HELD if await self.holds() else Answer(outcome=Outcome.GONE, reason="too late to renew")
 
     async def remove(self) -> Answer:
         """See ``Holder``."""
@@ -105,7 +106,10 @@ class StandIn:
         self._drop()
 
     def _echo(self) -> None:
-        while self._socket is not None and self._clock() < self._until:
+        for _ in range(ECHOES_MAX):
+            if self._socket is None or self._clock() >= self._until:
+                self._drop()
+                return
             try:
                 data, sender = self._socket.recvfrom(DATAGRAM_MAX)
                 self._socket.sendto(data, sender)
@@ -113,7 +117,6 @@ class StandIn:
                 return
             except OSError:  # whoever asked is gone
                 continue
-        self._drop()
 
     def _drop(self) -> None:
         if self._socket is not None:

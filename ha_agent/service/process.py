@@ -11,8 +11,9 @@ import contextlib
 import fcntl
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from typing import IO, Any, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -30,6 +31,9 @@ from ha_proto.agent.v1 import agent_pb2, agent_pb2_grpc
 SOCKET_MODE = 0o660
 STOP_GRACE_S = 1.0
 LOCK_NAME = "agent.lock"
+IDLE_TICK_S = 0.1
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(slots=True)
@@ -64,21 +68,29 @@ async def _run(
 ) -> None:
     if settings.pair is None:
         logs.events.append("info", "HA is off: the agent idles", {})
-        await stopping.asked.wait()
+        await _idle(stopping.asked.wait(), stopping, on_tick)
         return
-    waiting = asyncio.ensure_future(await_membership(settings.node.state_dir))
-    asked = asyncio.ensure_future(stopping.asked.wait())
-    await asyncio.wait((waiting, asked), return_when=asyncio.FIRST_COMPLETED)
-    if not waiting.done():
-        waiting.cancel()
+    member = await _idle(await_membership(settings.node.state_dir), stopping, on_tick)
+    if member is None:
         return
-    asked.cancel()
-    agent = await build(settings, waiting.result(), logs, on_tick=on_tick)
+    agent = await build(settings, member, logs, on_tick=on_tick)
     stopping.on_ask = agent.stop
     servicer.entered(agent)
     if stopping.asked.is_set():
         agent.stop()
     await agent.run()
+
+
+async def _idle(work: Coroutine[Any, Any, _Result], stopping: Stopping, on_tick: Callable[[], None]) -> _Result | None:
+    """Waits for ``work`` with the loop shown to be alive, as the agent would. None: asked to stop meanwhile."""
+    working = asyncio.ensure_future(work)
+    try:
+        while not working.done() and not stopping.asked.is_set():
+            on_tick()
+            await asyncio.wait((working,), timeout=IDLE_TICK_S)
+        return working.result() if working.done() else None
+    finally:
+        working.cancel()
 
 
 @contextlib.asynccontextmanager
@@ -109,7 +121,7 @@ async def _served(settings: Settings, logs: AgentLogs) -> AsyncIterator[AgentSer
 
 def _clear_stale_socket(path: str) -> None:
     """Removes what a killed agent left; the lock on the state directory proves that it is gone."""
-    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    _folder(os.path.dirname(path), 0o755)
     with contextlib.suppress(FileNotFoundError), socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(path)
@@ -121,8 +133,8 @@ def _clear_stale_socket(path: str) -> None:
 
 @contextlib.contextmanager
 def _only_one(state_dir: str) -> Iterator[None]:
-    os.makedirs(state_dir, mode=0o700, exist_ok=True)
-    with open(os.path.join(state_dir, LOCK_NAME), "w", encoding="ascii") as file:
+    _folder(state_dir, 0o700)
+    with _lock_file(state_dir) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -130,3 +142,17 @@ def _only_one(state_dir: str) -> Iterator[None]:
                 "cannot start: another agent uses", subject=state_dir, hint="one agent for each state_dir"
             ) from error
         yield
+
+
+def _folder(path: str, mode: int) -> None:
+    try:
+        os.makedirs(path, mode=mode, exist_ok=True)
+    except OSError as error:
+        raise OperatorNeeded("cannot make the folder", subject=path, reason=error.strerror or str(error)) from error
+
+
+def _lock_file(state_dir: str) -> IO[str]:
+    try:
+        return open(os.path.join(state_dir, LOCK_NAME), "w", encoding="ascii")
+    except OSError as error:
+        raise OperatorNeeded("cannot write in", subject=state_dir, reason=error.strerror or str(error)) from error

@@ -153,7 +153,7 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
             yield switch_of(switch)
         if request.follow:
             async for switch in switches.follow(after_revision=last):
-                if _wanted(switch, result):
+                if switch.begun_unix_s >= request.since_unix_s and _wanted(switch, result):
                     yield switch_of(switch)
 
     @streaming
@@ -171,7 +171,8 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
             yield event_of(event)
         if request.follow:
             async for event in events.follow(after_id=last, severity=severity):
-                yield event_of(event)
+                if event.unix_s >= request.since_unix_s:
+                    yield event_of(event)
 
 
 def _in_range(field: str, value: float, low: float, high: float) -> None:
