@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from ha_agent import settings as ha_settings
+from ha_agent.arbiter.actions import Subject
+from ha_agent.health import Reason
+from ha_agent.heartbeat.seal import Rejection
+from ha_agent.settings.reading import Table
 from ha_sync.cli.main import VERBS
 from ha_sync.config import NodeSettings, SqliteSettings, StreamSettings, TreeSettings, load
 from ha_sync.errors import HaSyncError
@@ -19,19 +24,30 @@ EXAMPLES = [
 ]
 
 
+def is_ha(text: str) -> bool:
+    """Whether an example is of ha.toml; the others are of sync.toml."""
+    return "[ha]" in text
+
+
 def errors(kind: type[HaSyncError] = HaSyncError) -> set[type[HaSyncError]]:
     return {kind}.union(*(errors(below) for below in kind.__subclasses__()))
 
 
 @pytest.mark.parametrize(("page", "text"), EXAMPLES, ids=[f"{page}-{n}" for n, (page, _) in enumerate(EXAMPLES)])
 def test_an_example_of_the_settings_has_no_fault(page: str, text: str, tmp_path: Path) -> None:
-    file = tmp_path / "sync.toml"
+    file = tmp_path / "example.toml"
     file.write_text(text)
-    assert load(str(file)).datasets
+    if is_ha(text):
+        found = ha_settings.load(str(file))
+        assert found.pair is not None
+        assert not found.warnings
+    else:
+        assert load(str(file)).datasets
 
 
 def test_there_are_examples() -> None:
-    assert {page for page, _ in EXAMPLES} >= {"README.md", "sync-toml.md"}
+    assert {page for page, _ in EXAMPLES} >= {"README.md", "sync-toml.md", "ha-toml.md"}
+    assert {page for page, text in EXAMPLES if is_ha(text)} >= {"README.md", "ha-toml.md"}
 
 
 @pytest.mark.parametrize("facts", [NodeSettings, StreamSettings, SqliteSettings, TreeSettings])
@@ -61,6 +77,49 @@ def test_a_documented_default_is_the_default(facts: type, key: str) -> None:
     assert row.split(" | ")[2].strip("`") == text
 
 
+def keys_asked_for(text: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """What the parser of ha.toml asks its tables for while it reads ``text``."""
+    asked: set[str] = set()
+    finish = Table.finish
+
+    def recorded(self: Table, elsewhere: dict[str, str] | None = None) -> None:
+        asked.update(self._known)
+        finish(self, elsewhere)
+
+    monkeypatch.setattr(Table, "finish", recorded)
+    path.write_text(text)
+    ha_settings.load(str(path))
+    return asked
+
+
+def test_every_key_of_the_ha_settings_is_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = (ROOT / "docs/ha-toml.md").read_text()
+    examples = [text for page, text in EXAMPLES if page == "ha-toml.md"]
+    asked = set().union(*(keys_asked_for(text, tmp_path / "ha.toml", monkeypatch) for text in examples))
+    kinds = {kind.value for kind in ha_settings.ProbeKind}
+    assert not [kind for kind in kinds if not any(f'kind = "{kind}"' in text for text in examples)]
+    assert asked >= {"peer_mac", "standby", "secret_file", "reboot_command", "local"}
+    sections = {"node", "ha", "path", "service", "probe"}
+    assert not [key for key in sorted(asked - sections) if f"\n| `{key}` |" not in reference]
+
+
+def test_settings_that_must_be_equal_are_listed_as_such(tmp_path: Path) -> None:
+    reference = (ROOT / "docs/ha-toml.md").read_text()
+    section = reference.partition("## Equal on both nodes")[2].partition("\n## ")[0]
+    file = tmp_path / "ha.toml"
+    file.write_text(next(text for page, text in EXAMPLES if page == "ha-toml.md"))
+    pair = ha_settings.load(str(file)).pair
+    assert pair is not None
+    assert not [name for name, _ in ha_settings.shared_facts(pair) if f"`{name}`" not in section]
+
+
+@pytest.mark.parametrize("words", [Subject, Rejection, Reason], ids=["alarms", "refused beats", "faults"])
+def test_what_an_agent_may_raise_stands_in_the_operations_page(words: type[Subject | Rejection | Reason]) -> None:
+    page = (ROOT / "docs/operations.md").read_text()
+    missing = [word.value for word in words if word.value != "none" and f"`{word.value}`" not in page]
+    assert not missing
+
+
 def test_every_verb_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
     assert not [verb for verb in VERBS if f"`ha-sync {verb}" not in readme]
@@ -74,7 +133,8 @@ def test_every_exit_code_is_documented() -> None:
 
 def test_the_picture_of_the_layers_names_every_room() -> None:
     page = (ROOT / "docs/architecture.md").read_text()
-    rooms = {path.stem for path in (ROOT / "ha_sync").iterdir() if path.name[0] not in "._"}
+    packages = (ROOT / "ha_sync", ROOT / "ha_agent")
+    rooms = {path.stem for package in packages for path in package.iterdir() if path.name[0] not in "._"}
     assert not [room for room in rooms if f"`{room}`" not in page]
 
 
