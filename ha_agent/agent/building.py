@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from ha_agent.agent.chronicle import Chronicle
 from ha_agent.agent.driver import Agent
@@ -61,10 +62,15 @@ async def build(
     pair = settings.pair
     assert pair is not None, "HA is off"
     stands_in = pair.interface == LOOPBACK
-    own_mac = _stand_in_mac(pair) if stands_in else check_machine(pair, proc_dir=settings.node.proc_dir)
+    machine = (
+        Machine(mac=_stand_in_mac(pair), warnings=(STAND_IN,))
+        if stands_in
+        else check_machine(pair, proc_dir=settings.node.proc_dir)
+    )
+    own_mac = machine.mac
     if own_mac == pair.peer_mac:
         raise ConfigFault("ha.toml", (f"ha.peer_mac = {pair.peer_mac}: is this node's own: name the other node's",))
-    for warning in (*settings.warnings, *([STAND_IN] if stands_in else [])):
+    for warning in (*settings.warnings, *machine.warnings):
         logs.events.append("warning", "settings accepted with a warning", {"warning": warning})
 
     store = BookStore(os.path.join(settings.node.state_dir, "agent.json"))
@@ -156,8 +162,16 @@ def arbiter_settings(pair: PairSettings, *, model: str) -> arbiter.Settings:
 STAND_IN = "ha.interface = lo: a stand-in for the cluster IP answers UDP on the loopback address; no network sees it"
 
 
-def check_machine(pair: PairSettings, *, proc_dir: str) -> Mac:
-    """This node's own MAC. Raises ConfigFault or OperatorNeeded for what this machine cannot carry out."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What the settings are carried out on."""
+
+    mac: Mac  # this node's own
+    warnings: tuple[str, ...]
+
+
+def check_machine(pair: PairSettings, *, proc_dir: str) -> Machine:
+    """Raises ConfigFault or OperatorNeeded for what this machine cannot carry out."""
     kernel = Kernel()
     try:
         link = kernel.link(pair.interface)
@@ -173,7 +187,7 @@ def check_machine(pair: PairSettings, *, proc_dir: str) -> Mac:
         raise ConfigFault("ha.toml", judged.faults)
     if pair.cluster_addresses:
         _check_capabilities(proc_dir)
-    return Mac(link.mac)
+    return Machine(mac=Mac(link.mac), warnings=judged.warnings)
 
 
 def _check_capabilities(proc_dir: str) -> None:

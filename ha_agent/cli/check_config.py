@@ -21,7 +21,7 @@ def check_config(*, config: str, offline: bool) -> None:
     if settings.pair is not None and settings.pair.interface == LOOPBACK:
         warnings.append(STAND_IN)
     elif settings.pair is not None and not offline:
-        check_machine(settings.pair, proc_dir=settings.node.proc_dir)
+        warnings += check_machine(settings.pair, proc_dir=settings.node.proc_dir).warnings
     for warning in warnings:
         click.echo(f"warning: {warning}")
     click.echo(f"{config}: " + ("HA is off" if settings.pair is None else "no faults"))
