@@ -144,6 +144,8 @@ def unfit(path: str, error: Exception) -> Unfit:
         return Unfit(reason="no space left on the disk", full=True)
     if isinstance(error, (apsw.BusyError, apsw.LockedError)):
         return Unfit(reason="the database is locked by another process", busy=True)
+    if isinstance(error, UnicodeDecodeError):
+        return Unfit(reason='a name in its schema is not UTF-8: set capture = "pages", which does not look at names')
     return Unfit(reason=f"{type(error).__name__}: {error}")
 
 

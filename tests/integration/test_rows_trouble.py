@@ -41,6 +41,21 @@ async def test_a_path_that_is_no_database_is_said_and_recovers(tmp_path: Path, k
         await equal(pair)
 
 
+async def test_a_schema_with_names_that_are_not_utf_8_is_said_and_recovers(tmp_path: Path) -> None:
+    active = tmp_path / "active.db"
+    write(active, "CREATE TABLE toene(id INTEGER PRIMARY KEY, v)")
+    # The same length, so that the page stays whole: what a program of the last century wrote.
+    active.write_bytes(active.read_bytes().replace(b"toene", b"t\xf6ne_"))
+    async with rows_pair(tmp_path) as pair:
+        report = pair.source.report()
+        assert (report.state, report.reason.partition(":")[0]) == (
+            DatasetState.FAILED,
+            "a name in its schema is not UTF-8",
+        )
+        active.write_bytes(active.read_bytes().replace(b"t\xf6ne_", b"toene"))
+        await eventually(lambda: pair.source.report().state is DatasetState.STREAMING)
+
+
 async def test_a_standby_file_that_is_no_database_is_said_and_recovers(tmp_path: Path) -> None:
     write(tmp_path / "active.db", SIMPLE, "INSERT INTO t(v) VALUES(1)")
     (tmp_path / "standby.db").write_text("not a database\n" * 200)

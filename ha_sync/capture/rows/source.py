@@ -31,7 +31,7 @@ from ha_sync.errors import Retryable, WrongState
 
 TICK_S = 1.0
 SAVE_EVERY_S = 5.0
-TROUBLE = (apsw.Error, OSError, Retryable)
+TROUBLE = (apsw.Error, OSError, Retryable, UnicodeDecodeError)
 
 P = ParamSpec("P")
 T = TypeVar("T")
