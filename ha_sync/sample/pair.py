@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -23,10 +21,11 @@ import grpc
 
 from ha_proto.sync.v1 import control_pb2 as pb
 from ha_proto.sync.v1 import control_pb2_grpc
+from ha_sync.sample.child import Child, PairFailure
+
+__all__ = ["Host", "LocalNode", "LocalPair", "PairFailure", "Place"]
 
 START_S = 30.0
-STOP_S = 20.0
-LOOK_EVERY_S = 0.02
 LISTEN = "127.0.0.1"
 
 
@@ -42,18 +41,23 @@ class Place:
     peer: str
 
 
-class PairFailure(Exception):
-    """A command failed or a state did not come; the text says what was printed."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """Where a node's processes run."""
+
+    address: str = LISTEN
+    port: int | None = None  # of the engine for its peer; None: a free one of this machine
+    enter: tuple[str, ...] = ()  # put before each command, e.g. what enters a network namespace
 
 
-class LocalNode:
+class LocalNode(Child):
     """One engine."""
 
-    def __init__(self, place: Place, *, config: str, directory: str) -> None:
+    def __init__(self, place: Place, *, config: str, directory: str, enter: tuple[str, ...] = ()) -> None:
+        super().__init__(place.name, log_path=os.path.join(directory, "engine.log"))
         self.place = place
         self.config = config
-        self.log_path = os.path.join(directory, "engine.log")
-        self.process: subprocess.Popen[bytes] | None = None
+        self.enter = enter
         self._channel: grpc.Channel | None = None
 
     @property
@@ -63,7 +67,7 @@ class LocalNode:
 
     def command(self, *arguments: str, check: bool = True, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
         """Runs ``ha-sync`` with this node's configuration and returns what it printed."""
-        line = [sys.executable, "-m", "ha_sync.cli", *arguments, "--config", self.config]
+        line = self._line(*arguments)
         done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=timeout_s)
         if check and done.returncode != 0:
             raise PairFailure(
@@ -72,14 +76,17 @@ class LocalNode:
         return done
 
     def serve(self, role: str, epoch: int) -> None:
-        """Starts the engine and waits until its control socket answers."""
-        assert self.process is None, "it runs already"
-        line = [sys.executable, "-m", "ha_sync.cli", "serve", "--role", role, "--epoch", str(epoch)]
-        with open(self.log_path, "ab") as log:
-            self.process = subprocess.Popen(
-                [*line, "--config", self.config], stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+        """Starts the engine in a role given by hand and waits until it has it."""
+        self.start(self._line("serve", "--role", role, "--epoch", str(epoch)))
         self.until(lambda: self.status().role == role, f"role {role}", timeout_s=START_S)
+
+    def follow(self) -> None:
+        """Starts the engine without a role, so that its agent decides, and waits until its control socket answers."""
+        self.start(self._line("serve"))
+        self.until(lambda: bool(self.status().version), "the control socket", timeout_s=START_S)
+
+    def _line(self, *arguments: str) -> list[str]:
+        return [*self.enter, sys.executable, "-m", "ha_sync.cli", *arguments, "--config", self.config]
 
     def control(self) -> Any:
         """The stub of the control API."""
@@ -111,72 +118,24 @@ class LocalNode:
         answer: pb.WaitReplicatedResponse = self.control().WaitReplicated(request, timeout=timeout_s + 10)
         return tuple(answer.waiting_for)
 
-    def until(self, condition: Callable[[], bool], what: str, *, timeout_s: float = 30.0) -> None:
-        """Looks until ``condition`` holds; raises PairFailure with the tail of the log when the process ended."""
-        deadline = time.monotonic() + timeout_s
-        reason = ""
-        while time.monotonic() < deadline:
-            if self.process is not None and self.process.poll() is not None:
-                raise PairFailure(f"{self.place.name} ended with {self.process.returncode}: {self.log_tail()}")
-            try:
-                if condition():
-                    return
-            except PairFailure as failure:
-                reason = str(failure)
-            time.sleep(LOOK_EVERY_S)
-        raise PairFailure(f"{self.place.name}: {what} did not come in {timeout_s:g} s. {reason}\n{self.log_tail()}")
-
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        """SIGKILL (a crash), SIGSTOP (frozen), SIGCONT ... to the engine."""
-        assert self.process is not None, "it does not run"
-        self.process.send_signal(number)
-        if number == signal.SIGKILL:
-            self.process.wait()
-            self.process = None
-
-    def stop(self) -> None:
-        """A clean stop."""
-        if self.process is None:
-            return
-        self.process.send_signal(signal.SIGCONT)
-        self.process.terminate()
-        try:
-            self.process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-            raise PairFailure(f"{self.place.name} did not stop in {STOP_S:g} s: {self.log_tail()}") from None
-        finally:
-            self.process = None
-
     def close(self) -> None:
         """Ends everything, whatever state it is in."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
+        super().close()
         if self._channel is not None:
             self._channel.close()
             self._channel = None
-
-    def log_tail(self, *, size: int = 4000) -> str:
-        """The end of the engine's log."""
-        try:
-            with open(self.log_path, "rb") as log:
-                log.seek(max(0, os.path.getsize(self.log_path) - size))
-                return log.read().decode(errors="replace")
-        except FileNotFoundError:
-            return ""
 
 
 class LocalPair:
     """Two nodes, ``a`` and ``b``, which share the datasets that ``toml_for`` writes."""
 
-    def __init__(self, directory: str, toml_for: Callable[[Place], str]) -> None:
-        ports = _free_ports(2)
-        addresses = [f"{LISTEN}:{port}" for port in ports]
-        self.a = _make_node(directory, "a", addresses[0], addresses[1], toml_for)
-        self.b = _make_node(directory, "b", addresses[1], addresses[0], toml_for)
+    def __init__(
+        self, directory: str, toml_for: Callable[[Place], str], *, hosts: tuple[Host, Host] = (Host(), Host())
+    ) -> None:
+        free = _free_ports(len(hosts))
+        places = [f"{host.address}:{host.port or port}" for host, port in zip(hosts, free, strict=True)]
+        self.a = _make_node(directory, "a", (places[0], places[1]), toml_for, hosts[0].enter)
+        self.b = _make_node(directory, "b", (places[1], places[0]), toml_for, hosts[1].enter)
 
     def pair_up(self) -> None:
         """Runs init on a, starts it as Active of epoch 1, joins b with a token. b does not run yet."""
@@ -215,22 +174,24 @@ class LocalPair:
         self.close()
 
 
-def _make_node(directory: str, name: str, listen: str, peer: str, toml_for: Callable[[Place], str]) -> LocalNode:
+def _make_node(
+    directory: str, name: str, addresses: tuple[str, str], toml_for: Callable[[Place], str], enter: tuple[str, ...]
+) -> LocalNode:
     home = os.path.join(directory, name)
     place = Place(
         name=name,
         root=os.path.join(home, "data"),
         state_dir=os.path.join(home, "state"),
         run_dir=os.path.join(home, "run"),
-        listen=listen,
-        peer=peer,
+        listen=addresses[0],
+        peer=addresses[1],
     )
     for path in (place.root, place.state_dir, place.run_dir):
         os.makedirs(path, exist_ok=True)
     config = os.path.join(home, "sync.toml")
     with open(config, "w", encoding="utf-8") as file:
         file.write(toml_for(place))
-    return LocalNode(place, config=config, directory=home)
+    return LocalNode(place, config=config, directory=home, enter=enter)
 
 
 def _free_ports(count: int) -> list[int]:
