@@ -19,7 +19,9 @@ from ha_sync.capture.pages import source as source_module
 from ha_sync.core.dataset import DatasetState
 from ha_sync.core.position import Answer, Epoch
 from ha_sync.database.lockfree import LockFreeReader, Refusal, Rejected
+from tests.support.log_program import LogProgram
 from tests.support.pages_pipe import Events, astdb, flowing, put, rows_of, settings_of, uuid_rows
+from tests.support.pages_random_writer import broken
 
 
 class Pair:
@@ -91,20 +93,75 @@ async def test_an_uncommitted_transaction_never_arrives_and_does_not_hold_up_wha
             assert rows_of(pair.standby) == {"a": "2"}
 
 
-@pytest.mark.req("R22")
+def number_of(path: Path) -> int:
+    """Of the last transaction in a copy."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        image = bytearray(path.read_bytes())
+        image[18:20] = b"\x01\x01"
+        db.deserialize(bytes(image))
+        assert broken(db) == ""
+        return int(db.execute("SELECT number FROM meta").fetchone()[0])
+
+
+@pytest.mark.req("R22", "R25")
 async def test_a_write_ahead_log_in_use_is_read_without_a_checkpoint(tmp_path: Path) -> None:
     pair = Pair(tmp_path)
-    astdb(pair.active, {"a": "1"}, journal_mode="WAL")
-    async with pair.opened() as (source, sink), flowing(source, sink) as pipe:
-        with contextlib.closing(sqlite3.connect(pair.active)) as db:
-            db.execute("PRAGMA wal_autocheckpoint=0")
-            main_before = pair.active.read_bytes()
-            for number in range(3):
-                put(db, {"a": str(number)})
+    with LogProgram(pair.active) as program:
+        program.do("open", "commit", "checkpoint")
+        main_before = pair.active.read_bytes()
+        async with pair.opened() as (source, sink), flowing(source, sink) as pipe:
+            for number in range(2, 5):
+                program.do("commit")
                 await pipe.caught_up()
-                assert rows_of(pair.standby) == {"a": str(number)}
+                assert number_of(pair.standby) == number
             assert pair.active.read_bytes() == main_before
             assert source.report().method == "pages: write-ahead log"
+            program.do("close")
+            assert not pair.active.with_name(pair.active.name + "-wal").exists()
+            await pipe.caught_up()
+            assert number_of(pair.standby) == 4
+
+
+@pytest.mark.req("R20")
+async def test_a_commit_that_nobody_hears_follows_the_transaction_that_was_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last write to a log comes before the commit is seen, by as long as the disk takes to sync it."""
+    monkeypatch.setattr(source_module, "SLOW_TICK_S", 3600.0)
+    pair = Pair(tmp_path)
+    with LogProgram(pair.active) as program:
+        program.do("open", "commit")
+        async with pair.opened() as (source, sink), flowing(source, sink) as pipe:
+            await pipe.caught_up()
+            program.do("begin")
+            await pipe.caught_up()
+            await pipe.until(lambda: source._dirty_since is None and not source._looking.locked())
+            notice = source._notice
+            assert notice is not None
+            monkeypatch.setattr(notice, "_listener", lambda *_: None)
+            program.do("end")
+            async with asyncio.timeout(60):
+                await pipe.until(lambda: number_of(pair.standby) == 2)
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_who_waits_for_a_change_can_be_cancelled_while_one_is_heard(tmp_path: Path, turns: int) -> None:
+    source = Pair(tmp_path).source()
+
+    async def wait_for_ever() -> None:
+        while True:
+            await source._wait_event(3600)
+
+    waiting = asyncio.create_task(wait_for_ever())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    source._event.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    waiting.cancel()
+    done, _ = await asyncio.wait({waiting}, timeout=10)
+    waiting.cancel()
+    assert done == {waiting}
 
 
 @pytest.mark.req("R22")

@@ -473,7 +473,9 @@ class PagesSink:
     async def _watch_over(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stirred.wait(), GUARD_TICK_S)
+                # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
+                async with asyncio.timeout(GUARD_TICK_S):
+                    await self._stirred.wait()
             self._stirred.clear()
             if self._notice is not None and not self._notice.alive:
                 stale, self._notice = self._notice, None

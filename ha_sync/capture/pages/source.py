@@ -398,7 +398,9 @@ class PagesSource:
             await asyncio.sleep(seconds)
             return
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._event.wait(), seconds)
+            # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
+            async with asyncio.timeout(seconds):
+                await self._event.wait()
         self._event.clear()
 
     def _state(self) -> tuple[DatasetState, str]:
