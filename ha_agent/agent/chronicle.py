@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from ha_agent.arbiter.actions import Alarm, Moved, Refused, Subject, WouldDo
+from ha_agent.arbiter.actions import Alarm, Moved, Refused, RenewAddress, Subject, WouldDo
 from ha_agent.arbiter.values import SERVING, Cause, Phase
 from ha_agent.health import Condition, HealthVector
 from ha_agent.heartbeat.detector import Way
@@ -147,8 +147,9 @@ class Chronicle:
             self._events.clear_alarm(what, subject, {})
 
     def would(self, action: WouldDo) -> None:
-        """Observe-only: what would have been done."""
-        self._events.append("info", "would have been done (observe only)", {"deed": str(action.deed)})
+        """Observe-only: what would have been done, but for what is done twice a second."""
+        if not isinstance(action.deed, RenewAddress):
+            self._events.append("info", "would have been done (observe only)", {"deed": str(action.deed)})
 
     # ---- the node's surroundings
 
