@@ -63,6 +63,10 @@ class Duty:
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
+    async def warm(self) -> None:
+        """Starts what runs in both roles; failures are reported by the services."""
+        await self._services.warm()
+
     def start(self, epoch: int, *, done: Callable[[Outcome], None]) -> None:
         """After a take-over: wait for the promotion, then start in order."""
         self._order(self._start(epoch, done))

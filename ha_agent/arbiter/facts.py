@@ -56,6 +56,8 @@ def _tick(s: State, e: ev.Tick, out: Actions) -> None:
         witness(s, s.now)  # nobody else could say anything: the carrier is the evidence
     if s.stored != s.book and s.store_failed and s.now - s.store_asked >= STORE_EVERY_S:
         order_store(s, out)
+    if s.phase not in SERVING or s.peer is None or not s.peer.serves:
+        _alarm(s, out, Subject.DUAL_ACTIVE, None)
     _alarm(s, out, Subject.HELD, Reason.HELD if policy.held(s) else None)
     _alarm(s, out, Subject.FAULT_NOT_SWITCHED, _fault_not_switched(s))
     _alarm(s, out, Subject.NOBODY_ELIGIBLE, _nobody_eligible(s))
@@ -98,6 +100,8 @@ def _beat(s: State, e: ev.BeatHeard, out: Actions) -> None:
                 {Subject.CONTRADICTION.value} if s.contradictions else frozenset()
             )
             out.append(Alarm(subject=Subject.CONTRADICTION, raised=bool(s.contradictions), reasons=s.contradictions))
+    if s.phase in SERVING and beat.serves:
+        _alarm(s, out, Subject.DUAL_ACTIVE, Reason.PEER_HEARD)
     witness(s, e.echoed_at)
     if s.permit is Permit.CONSENT and s.phase is Phase.CLAIMING and beat.consent == s.epoch:
         s.claim_evidence = max(s.claim_evidence, e.echoed_at)

@@ -437,7 +437,7 @@ TABLE: tuple[Row, ...] = (
         ),
         to=Phase.CLAIMING,
         effects=(do.claim_by_silence,),
-        why="silence for T on all paths, not cut off, nobody answers for the cluster IP: the peer is proven dead",
+        why="silence for T on all paths, not cut off, nobody answers for the cluster IP: nobody else serves",
     ),
     Row(
         name="probe-quiet",

@@ -99,9 +99,8 @@ class Services:
         self._lock = asyncio.Lock()
 
     async def warm(self) -> Outcome:
-        """Starts what runs in both roles. Once, when the agent starts."""
-        async with self._lock:
-            return await self._start(self._warm, {})
+        """Starts what runs in both roles. Once, when the agent starts; beside the others, which wait for none of it."""
+        return await self._start(self._warm, {})
 
     async def start(self, *, epoch: int) -> Outcome:
         """A promotion: allow, then start in order, each ready before the next one."""

@@ -35,6 +35,9 @@ DEADLINES: Mapping[ProbeKind, float] = {
 FALLS: Mapping[ProbeKind, int] = {ProbeKind.PROCESS: 1, ProbeKind.LINK: 2}
 """A process that is gone is gone: nothing is gained by looking again. The rest: 3."""
 
+INTERVALS: Mapping[ProbeKind, float] = {ProbeKind.COMMAND: 2.0, ProbeKind.STORAGE: 2.0}
+"""Where one silent look may last longer than a second: a fault still shows after ``fall`` looks. The rest: 1."""
+
 OWN_KEYS: Mapping[ProbeKind, tuple[str, ...]] = {
     ProbeKind.PROCESS: ("pid_file", "process"),
     ProbeKind.AMI: ("address", "username", "secret_file"),
@@ -132,7 +135,7 @@ def _probe(table: Table, kind: ProbeKind) -> ProbeSettings:
         kind=kind,
         fall=table.integer("fall", FALLS.get(kind, 3), low=1, high=100, unit="bad looks in a row"),
         rise=table.integer("rise", 2, low=1, high=100, unit="good looks in a row"),
-        interval_s=table.number("interval_s", 1.0, low=0.05, high=3600, unit="seconds"),
+        interval_s=table.number("interval_s", INTERVALS.get(kind, 1.0), low=0.05, high=3600, unit="seconds"),
         deadline_s=table.number("deadline_s", DEADLINES[kind], low=0.05, high=60, unit="seconds"),
         when=table.choice("when", When) or when,
         switch=table.flag("switch", default=True),

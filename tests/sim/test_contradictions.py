@@ -6,6 +6,7 @@ import pytest
 
 from ha_agent.arbiter import actions as act
 from ha_agent.arbiter import events as ev
+from ha_agent.arbiter.actions import Subject
 from ha_agent.arbiter.state import Book
 from ha_agent.arbiter.values import NO_EPOCH, Epoch, Identity, Reason, Station
 from tests.sim.stage import CRASHED, pair, rows, stays, takes_over
@@ -91,6 +92,8 @@ def test_two_actives_meet_and_the_higher_epoch_serves() -> None:
     assert "outranked" in rows(world, 1 - higher.number)
     assert not higher.peer.services
     world.run_until(world.paired, limit_s=10.0)
+    for node in world.nodes:  # an alarm on both: raised once, cleared when one has let go
+        assert [one.raised for one in node.alarms if one.subject is Subject.DUAL_ACTIVE] == [True, False]
 
 
 def test_a_primary_takes_even_and_a_secondary_odd_epochs() -> None:
