@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -29,6 +30,16 @@ def opened(image: bytes) -> sqlite3.Connection:
     db = sqlite3.connect(":memory:")
     db.deserialize(bytes(plain))
     return db
+
+
+def left_by_the_dead(path: Path, place: Path) -> int:
+    """The last transaction that SQLite itself finds in a file and its log, tried on copies."""
+    place.mkdir()
+    for end in ("", "-wal"):
+        if os.path.exists(f"{path}{end}"):
+            shutil.copy(f"{path}{end}", place / f"copy{end}")
+    with contextlib.closing(sqlite3.connect(place / "copy")) as db:
+        return int(db.execute("SELECT number FROM meta").fetchone()[0])
 
 
 def start(path: Path, mode: str, seed: int, *, pause_ms: float = 5) -> subprocess.Popen[bytes]:
@@ -109,8 +120,15 @@ def test_a_killed_writer_never_leaves_an_accepted_half(tmp_path: Path, mode: str
         program.kill()
         program.wait()
         program.stdout.close()
+        if mode == "WAL":
+            left = left_by_the_dead(path, tmp_path / f"left{round_}")
+            # Older ones write logs of which they cannot read all again (live_log.py): the program's own loss.
+            assert left >= reader.number or sqlite3.sqlite_version_info < (3, 50)
+            reader.number = left
         for _ in range(5):
             reader.look()
+        if mode == "WAL":
+            assert reader.number == left
     assert reader.accepted > 0
     reader.reader.close()
 
