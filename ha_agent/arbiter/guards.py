@@ -37,9 +37,15 @@ def _back_at(s: State) -> float:
 
 
 def _stagger_s(s: State) -> float:
-    """What the Secondary waits longer, unless it was an Active that fell silent: the Primary may be waiting just so."""
-    active_fell_silent = s.peer is not None and s.peer.serves and _shown_at(s) >= _back_at(s)
-    return 0.0 if active_fell_silent or s.settings.station is Station.PRIMARY else STAGGER_S
+    """What I wait longer, so that two who count from one moment do not claim at one moment.
+
+    Nothing: the Standby of an Active that fell silent, and else the Primary. One step: else the Secondary. Two steps
+    more: who was fenced, because the other one was its Standby.
+    """
+    fenced = s.phase is Phase.FENCED
+    active_fell_silent = s.peer is not None and s.peer.serves and _shown_at(s) >= _back_at(s) and not fenced
+    steps = 0 if active_fell_silent or s.settings.station is Station.PRIMARY else 1
+    return STAGGER_S * (steps + 2 * fenced)
 
 
 def _waited_for(s: State, least_s: float) -> bool:

@@ -82,7 +82,7 @@ NEIGHBOUR_KNOWN_S = 60.0
 LINK_SETTLE_S = 1.0
 GATEWAY_WAIT_S = 3.0
 STAGGER_S = 2.0
-"""Two that wait and cannot hear each other: the Secondary first sees whether the Primary serves."""
+"""Two that wait and cannot hear each other: the second first sees whether the first serves. One step of it."""
 
 PROBE_EVERY_S = 0.5
 PROBE_FRESH_S = 0.8

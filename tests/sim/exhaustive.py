@@ -3,14 +3,15 @@
 The same ``begin`` and ``step`` as everywhere. A *round* is a quantum of time, in which each node that runs is told
 what its kernel and its network know, ticks, and says its beats. What the rounds differ in is the adversary's move:
 nothing, a fault while there are faults left, or a mend (those cost nothing). Faults: the beats of one direction or of
-both lost or held back for a round, the cable cut, a LAN link down, the gateway gone, a firewall that drops a
-direction, an agent killed, a machine without power, an agent frozen, or frozen between a decision and the call that
-performs it, a fault that a node sees in itself, a switch by the administrator.
+both lost or held back for a round, the cable cut, a LAN link down, the gateway gone, a firewall that drops one or
+both directions, an agent killed, a machine without power, an agent frozen, or frozen between a decision and the call
+that performs it, a fault that a node sees in itself, a switch by the administrator.
 
 Places that differ only in how long ago something happened that does not matter any more are one (``key``). Asserted at
 every step: S1 (two kernels never have the address), S2 (epochs are stored before use, used once, never shrink), S4
-(unsound data never serves). Not explored: a firewall together with a broken LAN link, the one pair that the design does
-not cover (holders.py). Clocks do not drift, and the kernel is as late as it can be. Seconds.
+(unsound data never serves). Not explored: a firewall together with a broken LAN link, which the design does not cover
+(holders.py); two firewalls, one a direction, at two moments that happen to let both nodes claim at the same instant.
+Clocks do not drift, and the kernel is as late as it can be. Seconds.
 """
 
 from __future__ import annotations
@@ -115,14 +116,14 @@ def _possible(place: Place, fault: str) -> bool:
     word, _, number = fault.rpartition(" ")
     if word == "lose":
         return True
+    if word == "filter":
+        return not place.ever_filtered and not place.ever_cut
     if not word:
         return {"cable": place.cable, "gateway": place.gateway, "switch": True}[fault]
     machine = place.machines[int(number)]
     runs = machine.agent is not None and not machine.frozen and not machine.frozen_next
     if word == "link":
         return place.links[int(number)] and not place.ever_filtered
-    if word == "filter":
-        return not place.filtered[int(number)] and not place.ever_cut
     if word == "sick":
         return not place.sick[int(number)]
     if word in {"kill", "power"}:

@@ -1,12 +1,14 @@
 """S1: who holds the cluster IP, and for how long two of them did.
 
-Two holders are a violation at once, but for four excuses.
-*Paused*: a whole machine stood still, its clocks too, and goes on.
+Two holders are a violation at once, but for five excuses.
+*Paused*: a whole machine stood still, its clocks too, and goes on; until its lease is over if its agent can do nothing.
 *Parted*: no beat could pass between the nodes, and the Active rested on its carrier alone (single, or no usable
 gateway) or the other one had never seen a gateway: at least two faults that no design tells apart.
 *Forced*: an administrator made a node serve that no beat reaches, and the LAN between the nodes was broken.
 *Filtered*: a firewall dropped all beats of a healthy Active, and before a frozen Active's lease would have lapsed the
-LAN between the nodes broke as well: until then its answers for the address are those of the frozen one's kernel.
+LAN between the nodes broke or lost datagrams as well: until then its answers for the address are those of the frozen
+one's kernel.
+*Instant*: no beat could pass, neither served, and their separate waits happened to end within one second.
 Even then they may be two only until they have heard each other for ``TOGETHER_S``.
 """
 
@@ -15,7 +17,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ha_agent.arbiter import policy
-from ha_agent.arbiter.values import Cause
+from ha_agent.arbiter.values import Cause, Phase
+from ha_agent.cluster_ip import plan
 
 if TYPE_CHECKING:
     from tests.sim.node import Node
@@ -23,7 +26,8 @@ if TYPE_CHECKING:
 
 TOGETHER_S = 0.3
 PARTED_RECENTLY_S = 1.0
-EXCUSES = frozenset({"paused", "parted", "forced", "filtered"})
+INSTANT_S = 1.0
+EXCUSES = frozenset({"paused", "parted", "forced", "filtered", "instant"})
 
 
 def _helpless(node: Node) -> bool:
@@ -77,7 +81,7 @@ class Holders:
 
     def _excuse(self, newest: Node) -> str:
         world = self.world
-        if any(world.now - node.resumed_at <= TOGETHER_S for node in world.nodes):
+        if any(world.now - node.resumed_at <= self._pause_lasts(node) for node in world.nodes):
             return "paused"
         older = newest.peer.agent
         newer = newest.agent
@@ -87,8 +91,14 @@ class Holders:
             return "forced"
         if self._filtered(newest):
             return "filtered"
+        if older.phase is Phase.ACTIVE and older.now - older.since <= INSTANT_S:
+            return "instant"
         alone = older.stored.single or not policy.gateway_usable(older) or not policy.gateway_usable(newer)
         return "parted" if alone else ""
+
+    def _pause_lasts(self, node: Node) -> float:
+        """Until when a machine that went on may hold too long: an agent that can do nothing lets its lease lapse."""
+        return node.settings.lease_s + plan.KERNEL_LATE_S if _helpless(node) else TOGETHER_S
 
     def _filtered(self, newest: Node) -> bool:
         network = self.world.network

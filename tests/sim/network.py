@@ -48,7 +48,7 @@ class Network:
         """Note when beats were last seen to be filtered, and the LAN broken."""
         if any(not self.udp[CABLE][sender] and not self.udp[LAN][sender] for sender in (0, 1)):
             self.filtered_at = now
-        if not (self.lan_reaches(0, 1) and self.lan_reaches(1, 0)):
+        if self.loss or not (self.lan_reaches(0, 1) and self.lan_reaches(1, 0)):
             self.lan_cut_at = now
 
     def lan_up(self, node: int) -> bool:

@@ -82,9 +82,9 @@ class Place:
 
 
 FAULTS = (
-    "lose 0", "lose 1", "lose both", "cable", "link 0", "link 1", "gateway", "filter 0", "filter 1", "hold 0", "hold 1",
-    "kill 0", "kill 1", "power 0", "power 1", "freeze 0", "freeze 1", "freeze between 0", "freeze between 1", "sick 0",
-    "switch",
+    "lose 0", "lose 1", "lose both", "cable", "link 0", "link 1", "gateway", "filter 0", "filter 1", "filter both",
+    "hold 0", "hold 1", "kill 0", "kill 1", "power 0", "power 1", "freeze 0", "freeze 1", "freeze between 0",
+    "freeze between 1", "sick 0", "switch",
 )  # fmt: skip
 
 
@@ -144,6 +144,8 @@ class Round:
             self.cable = self.move != "cable"
         elif self.move in {"gateway", "mend gateway"}:
             self.gateway = self.move != "gateway"
+        elif self.move == "filter both":
+            self.filtered = [True, True]
         elif self.move == "switch":
             self.requested += [(number, ev.SwitchRequested) for number in (0, 1)]
         elif word in HANDS:

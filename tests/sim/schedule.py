@@ -94,7 +94,7 @@ def draw(rng: random.Random, kind: str) -> list[Injected]:
     ]
 
 
-LAN_BREAKS = frozenset({"carrier", "port_sends", "port_receives", "switch_reboots"})
+LAN_BREAKS = frozenset({"carrier", "port_sends", "port_receives", "switch_reboots", "loss"})
 CABLE_BREAKS = frozenset({"cable", "cable_one_way", "filtered"})
 
 

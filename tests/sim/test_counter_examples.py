@@ -324,7 +324,7 @@ def test_an_active_whose_beats_are_filtered_and_whose_port_breaks_later_has_its_
 @pytest.mark.req("R13")
 def test_two_that_come_back_at_one_moment_and_do_not_hear_each_other_make_one_active() -> None:
     """A firewall drops all beats, and the router is away for a while: the Active is fenced. The router comes back for
-    both at one moment, the address is free for both at one moment: the Secondary lets the Primary be seen first."""
+    both at one moment, the address is free for both at one moment: who was fenced lets the Standby be seen first."""
     for seed in range(30):
         world = pair(seed)
         world.network.udp = [[False, False], [False, False]]
@@ -333,8 +333,8 @@ def test_two_that_come_back_at_one_moment_and_do_not_hear_each_other_make_one_ac
         world.run(6.0)
         assert world.nodes[0].phase is Phase.FENCED
         world.network.gateway_up = True
-        takes_over(world, 0, limit_s=5.0)
-        stays(world, 6.0)
+        takes_over(world, 1, limit_s=7.0)
+        stays(world, 6.0, node=1)
 
 
 @pytest.mark.req("R13")
@@ -361,3 +361,19 @@ def test_a_claim_that_waits_for_a_slow_disk_looks_again_before_it_adds() -> None
         world.run(10.0)
         assert not world.nodes[1].holding
         assert "claim-answered" in rows(world, 1)
+
+
+@pytest.mark.req("R13")
+def test_a_fenced_active_does_not_claim_at_the_moment_at_which_its_standby_does() -> None:
+    """A firewall drops all beats at one moment, and just before the timeout the router is away for a second: the Active
+    is fenced, and its own silence ends when its Standby's does."""
+    for seed in range(40):
+        world = pair(seed)
+        world.network.udp = [[False, False], [False, False]]
+        world.run(1.0 + world.rng.random())
+        world.network.gateway_up = False
+        world.run(1.0)
+        world.network.gateway_up = True
+        world.run(12.0)
+        assert world.active() is not None
+        assert world.holders.excused == []

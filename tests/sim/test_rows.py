@@ -361,6 +361,12 @@ def test_the_secondary_waits_longer_unless_it_was_an_active_that_fell_silent() -
     assert row(after(node(Phase.STANDBY, **{**waiting, "heard_at": NOW - 5.0}), ev.Tick)) == "take-over"
 
 
+@pytest.mark.req("R11", "R13")
+def test_who_was_fenced_waits_longer_than_its_standby() -> None:
+    assert row(after(node(Phase.FENCED, **{**SILENT, "heard_at": NOW - 8.5}), ev.Tick)) is None
+    assert row(after(node(Phase.FENCED, **{**SILENT, "heard_at": NOW - 9.0}), ev.Tick)) == "take-over"
+
+
 @pytest.mark.req("R11")
 def test_a_node_that_was_stalled_does_not_judge_at_its_first_tick() -> None:
     assert row(after(node(Phase.STANDBY, **SILENT), ev.Tick, in_s=0.6)) is None
