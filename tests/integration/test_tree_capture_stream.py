@@ -231,6 +231,20 @@ async def test_the_barrier_covers_a_group_that_is_only_half_handed_out(root, cat
         await frames.aclose()
 
 
+@pytest.mark.req("R22")
+async def test_the_barrier_waits_for_what_was_taken_and_is_not_marked_yet(root, catalogue):
+    (root / "f").write_text("x")
+    async with Pair(settings_of(root), catalogue) as pair:
+        await pair.caught_up()
+        source = pair.source
+        source._settle.closed(b"f", 1.0)
+        marking = asyncio.create_task(source._notice(source._settle.flush))
+        await asyncio.sleep(0)
+        assert source._settle.waiting == 0
+        await source._notice(source._settle.flush)
+        assert marking.done()
+
+
 @pytest.mark.req("R20")
 async def test_what_is_noticed_while_a_frame_is_being_sent_is_not_forgotten(root, catalogue):
     async with Pair(settings_of(root), catalogue) as pair:
@@ -259,6 +273,23 @@ async def test_attributes_of_a_directory_that_changed_while_nobody_looked_are_fo
     os.setxattr(root / "sub", "user.note", b"changed")
     async with Pair(settings_of(root), catalogue, model=model) as pair:
         assert pair.answer is Answer.RESUME
+        await pair.caught_up()
+        pair.assert_equal()
+
+
+@pytest.mark.req("R20")
+@pytest.mark.parametrize("name", ["removed", "replaced"])
+async def test_what_was_changed_through_a_hard_link_that_is_gone_is_found(root, catalogue, name):
+    (root / "f").write_text("x")
+    os.link(root / "f", root / "other")
+    async with Pair(settings_of(root), catalogue) as pair:
+        await pair.caught_up()
+        os.chmod(root / "other", 0o600)
+        if name == "removed":
+            os.unlink(root / "other")
+        else:
+            (root / "new").write_text("y")
+            os.rename(root / "new", root / "other")
         await pair.caught_up()
         pair.assert_equal()
 

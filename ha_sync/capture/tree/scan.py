@@ -13,6 +13,7 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from ha_sync.capture.tree.links import Links
 from ha_sync.capture.tree.rules import OWN_PREFIX, Rules
 from ha_sync.catalogue.tree import TYPE_DIRECTORY, TYPE_FILE, Signature, TreeCatalogue, key_of, path_of
 from ha_sync.errors import HaSyncError
@@ -46,7 +47,8 @@ class Tally:
 class Walk:
     """The local side."""
 
-    def __init__(self, root: Root, rules: Rules, watch: Watch | None) -> None:
+    def __init__(self, root: Root, rules: Rules, watch: Watch | None, links: Links | None = None) -> None:
+        self._links = links
         self._root = root
         self._rules = rules
         self._watch = watch
@@ -135,6 +137,10 @@ class Walk:
             kept = [item for item in kept if not self._rules.is_too_long(path_of(item[0]))]
             self.tally.too_long += whole - len(kept)
         self.tally.objects += len(kept)
+        if self._links is not None:
+            for key, status in kept:
+                if status.st_nlink > 1 and stat.S_ISREG(status.st_mode):
+                    self._links.stands(path_of(key), status)
         return kept
 
 

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 from ha_sync.capture.settle import Due, Settle, SettleRules
@@ -74,6 +75,7 @@ class TreeSource:
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
+        self._noticing = asyncio.Lock()
         self._moved = asyncio.Event()  # something was acknowledged, scanned or sent
         self._scans: deque[_Scan] = deque()
         self._session: TreeSession | None = None
@@ -170,7 +172,7 @@ class TreeSource:
             self._wake.clear()
             now = time.monotonic()
             self.drain(now)
-            await self.settle_due(self._settle.due(now))
+            await self._notice(partial(self._settle.due, now))
             await self._advance_scan(now)
             await self._keep(now)
 
@@ -255,17 +257,20 @@ class TreeSource:
         else:
             self._scans.append(scan)
 
-    async def settle_due(self, due: Due) -> None:
+    async def _notice(self, take: Callable[[], Due]) -> None:
         """Marks what is due and rouses the session."""
-        if not (due.ready or due.units or due.grow or due.look):
-            return
-        worker = self.worker
-        work = asyncio.ensure_future(self.run(lambda: self._mark(worker, due)))
-        if self._session is not None:
-            # Its work queues up behind the marking, so no time is lost by waiting here first.
-            await asyncio.sleep(0)
-            self._session.rouse()
-        self._tell(await asyncio.shield(work))
+        # What was taken and is not marked is nowhere: a barrier must not look in between.
+        async with self._noticing:
+            due = take()
+            if not (due.ready or due.units or due.grow or due.look):
+                return
+            worker = self.worker
+            work = asyncio.ensure_future(self.run(lambda: self._mark(worker, due)))
+            if self._session is not None:
+                # Its work queues up behind the marking, so no time is lost by waiting here first.
+                await asyncio.sleep(0)
+                self._session.rouse()
+            self._tell(await asyncio.shield(work))
 
     @staticmethod
     def _mark(worker: TreeWorker, due: Due) -> Told:
@@ -431,7 +436,7 @@ class TreeSource:
         self.drain(time.monotonic())
         while any(not s.slow for s in self._scans):
             await self._progress()
-        await self.settle_due(self._settle.flush())
+        await self._notice(self._settle.flush)
         if self._linked_at < math.inf:
             self._look_for_links(time.monotonic())
             self._wake.set()

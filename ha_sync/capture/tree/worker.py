@@ -19,6 +19,7 @@ from ha_sync.capture.tree.comparing import Comparison
 from ha_sync.capture.tree.frames import FrameBuilder, frames_of, nothing
 from ha_sync.capture.tree.guard import MASS_MIN, RootGuard, boot_id
 from ha_sync.capture.tree.journal import Journal, Notice
+from ha_sync.capture.tree.links import Links
 from ha_sync.capture.tree.losses import Losses
 from ha_sync.capture.tree.mailboxes import Mailboxes, Relocked
 from ha_sync.capture.tree.reading import Group, Item, Met, Reader
@@ -77,6 +78,7 @@ class TreeWorker:
         self.halted = ""
         self.appending = Appending(self.catalogue, self.journal)
         self._mailboxes = Mailboxes(rules)
+        self._links = Links()
         self._losses = Losses(self.catalogue, self.journal.counted, self._status)
         self.told = Told()
         self.tally = Tally()
@@ -225,7 +227,9 @@ class TreeWorker:
             status = self._rooted().lstat(path)
         except (OSError, HaSyncError):
             return
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        linked = self._links.stands(path, status)
+        self.told.linked |= linked
+        if linked or not stat.S_ISREG(status.st_mode):
             self._mark(path, time.monotonic())
 
     def _judge(self, paths: Iterable[bytes]) -> None:
@@ -237,10 +241,10 @@ class TreeWorker:
             status = self._status(path)
             if status is None:
                 gone.append(path)
+                self.told.linked |= self._links.went(path)
                 continue
             self._losses.stands(path, status.st_ino)
-            # A change through one name of a file is told for that name only.
-            self.told.linked = self.told.linked or (status.st_nlink > 1 and stat.S_ISREG(status.st_mode))
+            self.told.linked |= self._links.stands(path, status)
         self._may_go(gone)
 
     def _may_go(self, gone: list[bytes]) -> bool:
@@ -268,7 +272,7 @@ class TreeWorker:
         """Finds what differs at and below ``path``; pausing often. ``noticed``: since when, 0 where nobody knows."""
         if self.root is None:
             return
-        walk = Walk(self.root, self._rules, watch)
+        walk = Walk(self.root, self._rules, watch, self._links)
         if self.journal.peer_known:
             self._find_overtaken(path, noticed)
             yield from self._compared(walk, path, noticed)
