@@ -6,8 +6,8 @@ The exit code travels as trailing metadata, so that a command ends as it would h
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any, TypeVar, cast
 
 import grpc
 
@@ -61,7 +61,8 @@ def status_of(error: HaSyncError) -> grpc.StatusCode:
 def error_from(error: grpc.aio.AioRpcError) -> HaSyncError:
     """What a client raises for a call that the peer refused; anything unknown is worth another try."""
     kind = _ERRORS.get(error.code(), PeerUnreachable)
-    for key, value in error.trailing_metadata() or ():
+    # The stubs describe the objects of another kind of call; grpc.aio gives pairs.
+    for key, value in cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ()):
         if key == EXIT_CODE_KEY and value == str(WrongState.exit_code):
             kind = WrongState
     return kind(error.details() or error.code().name.lower())

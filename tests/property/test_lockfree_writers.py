@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,10 +43,18 @@ def left_by_the_dead(path: Path, place: Path) -> int:
         return int(db.execute("SELECT number FROM meta").fetchone()[0])
 
 
-def start(path: Path, mode: str, seed: int, *, pause_ms: float = 5) -> subprocess.Popen[bytes]:
+@contextlib.contextmanager
+def running(path: Path, mode: str, seed: int, *, pause_ms: float = 5) -> Iterator[subprocess.Popen[bytes]]:
+    """A writer that has begun; it does not outlive the block."""
     command = [sys.executable, "-m", "tests.support.pages_random_writer", str(path), mode]
     arguments = ["--seed", str(seed), "--seconds", str(SECONDS), "--pause-ms", str(pause_ms)]
-    return subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE)
+    with subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE) as program:
+        try:
+            assert program.stdout is not None
+            assert program.stdout.readline() == b"ready\n"
+            yield program
+        finally:
+            program.kill()
 
 
 class Reader:
@@ -89,11 +98,8 @@ def test_an_accepted_copy_is_one_committed_state(tmp_path: Path, mode: str, with
         path = tmp_path / f"{round_}.db"
         reader = Reader(path, with_witness=with_witness)
         # Without a witness a look needs 20 ms of peace.
-        program = start(path, mode, seed=round_, pause_ms=5 if with_witness else 60)
-        assert program.stdout is not None
-        program.stdout.readline()
-        reader.look_until_ended(program)
-        program.stdout.close()
+        with running(path, mode, seed=round_, pause_ms=5 if with_witness else 60) as program:
+            reader.look_until_ended(program)
         assert program.returncode == 0
         assert reader.accepted > 0
         time.sleep(0.03 if not with_witness else 0)  # the grain, not an event
@@ -111,15 +117,10 @@ def test_a_killed_writer_never_leaves_an_accepted_half(tmp_path: Path, mode: str
     path = tmp_path / "killed.db"
     reader = Reader(path, with_witness=True)
     for round_ in range(4 * ROUNDS):
-        program = start(path, mode, seed=round_, pause_ms=0.5)
-        assert program.stdout is not None
-        program.stdout.readline()
-        until = time.monotonic() + rng.random() * 0.5
-        while time.monotonic() < until:
-            reader.look()
-        program.kill()
-        program.wait()
-        program.stdout.close()
+        with running(path, mode, seed=round_, pause_ms=0.5):
+            until = time.monotonic() + rng.random() * 0.5
+            while time.monotonic() < until:
+                reader.look()
         if mode == "WAL":
             left = left_by_the_dead(path, tmp_path / f"left{round_}")
             # Older ones write logs of which they cannot read all again (live_log.py): the program's own loss.
@@ -175,14 +176,9 @@ def test_the_same_writers_do_tear_the_copies_of_a_careless_reader(
     monkeypatch.setattr(LockFreeReader, "_listen", lambda *_, **__: None)
     path = tmp_path / "torn.db"
     reader = Reader(path, with_witness=True)
-    program = start(path, mode, seed=3, pause_ms=0.5)
-    assert program.stdout is not None
-    program.stdout.readline()
-    try:
-        with pytest.raises((AssertionError, sqlite3.DatabaseError)):
-            reader.look_until_ended(program)
-    finally:
-        program.kill()
-        program.wait()
-        program.stdout.close()
-        reader.reader.close()
+    with (
+        contextlib.closing(reader.reader),
+        running(path, mode, seed=3, pause_ms=0.5) as program,
+        pytest.raises((AssertionError, sqlite3.DatabaseError)),
+    ):
+        reader.look_until_ended(program)
