@@ -13,6 +13,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from types import FrameType
 
 import click
 
@@ -24,7 +25,7 @@ from ha_sync.sample import netns
 from ha_sync.sample.pair import PairFailure
 from ha_sync.sample.stage import Stage, loopback, namespaces
 
-ENDINGS = (signal.SIGTERM, signal.SIGHUP)
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @click.command()
@@ -32,23 +33,32 @@ ENDINGS = (signal.SIGTERM, signal.SIGHUP)
     "--seconds", type=click.FloatRange(3, 30), default=15.0, show_default=True, help="Of work before the kill."
 )
 @click.option("--calls", type=click.IntRange(1, 200), default=40, show_default=True, help="At once, in the sample PBX.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(3, 10),
+    default=5.0,
+    show_default=True,
+    help="Of the heartbeat: seconds of silence before the Standby takes over.",
+)
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option(
     "--netns", "in_namespaces", is_flag=True, help="With a real cluster IP, in network namespaces. Needs root."
 )
 @click.option("--keep", is_flag=True, help="Leave the two nodes' files, and say where.")
 @click.option("--json", "as_json", is_flag=True)
-def demo(*, seconds: float, calls: int, seed: int, in_namespaces: bool, keep: bool, as_json: bool) -> None:
+def demo(
+    *, seconds: float, calls: int, timeout_s: float, seed: int, in_namespaces: bool, keep: bool, as_json: bool
+) -> None:
     """Show a live pair, kill the Active, prove that nothing acknowledged was lost."""
     if in_namespaces and (found := netns.hindrance()) is not None:
         raise WrongState("cannot build the demo's network", reason=found[0], hint=found[1])
     with ExitStack() as cleanup:
-        # The first in is the last out: nothing may interrupt what removes the rest.
         cleanup.enter_context(_interruptible())
         directory = tempfile.mkdtemp(prefix="ha-sync-demo-")
         cleanup.callback(_leave, directory, keep=keep, quiet=as_json)
         try:
-            stage: Stage = namespaces(cleanup) if in_namespaces else loopback()
+            stage: Stage = namespaces(cleanup, timeout_s) if in_namespaces else loopback(timeout_s)
             say = (lambda _text: None) if as_json else click.echo
             outcome = Demo(directory, stage, seconds=seconds, calls=calls, seed=seed, say=say).run()
         except (PairFailure, netns.NetworkFailure) as failure:
@@ -71,8 +81,14 @@ def _leave(directory: str, *, keep: bool, quiet: bool) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the demo as Ctrl-C does: with everything removed."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in ENDINGS}
+    """SIGTERM and SIGHUP end the demo as Ctrl-C does. A second signal does not interrupt what removes the rest."""
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        for number in ENDINGS:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, end) for number in ENDINGS}
     try:
         yield
     finally:

@@ -6,7 +6,6 @@ import json
 from dataclasses import dataclass
 from typing import Final
 
-TIMEOUT_S: Final = 3  # the shortest that the agent takes: a demonstration should not make one wait
 SERVICE_DEADLINE_S: Final = 20
 
 
@@ -28,6 +27,7 @@ class HaPlace:
     interface: str
     gateway: str  # an address, or none
     heartbeat_port: int
+    timeout_s: float  # of the heartbeat
     peer_mac: str
     paths: tuple[tuple[str, str, str], ...]  # name, own address, the peer's; the first one is the LAN
 
@@ -43,7 +43,7 @@ def ha_toml(*, name: str, state_dir: str, run_dir: str, place: HaPlace, services
         "interface": place.interface,
         "gateway": place.gateway,
         "heartbeat_port": place.heartbeat_port,
-        "heartbeat_timeout_s": TIMEOUT_S,
+        "heartbeat_timeout_s": place.timeout_s,
     }
     sections = [
         _section("[node]", {"name": name, "state_dir": state_dir, "run_dir": run_dir}),

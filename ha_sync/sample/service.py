@@ -2,7 +2,7 @@
 
 ``start`` returns when its databases exist and leaves it running by itself; ``stop`` returns when it has ended cleanly.
 Both do nothing where nothing is to be done. ``start --copy-to DIR`` first copies the tree as the promotion left it, so
-that one can count later what had arrived before the PBX went on. Times in seconds.
+that one can count later what had arrived before the PBX went on; a copy that is there stays. Times in seconds.
 """
 
 from __future__ import annotations
@@ -68,8 +68,9 @@ def start(place: PbxPlace, *, seed: int, calls: int, first_run: int) -> None:
     """Raises RuntimeError when it does not come up."""
     if place.pid is not None:
         return
-    if place.copy_to:
-        copy_tree(place.root, place.copy_to)
+    if place.copy_to and not os.path.exists(place.copy_to):
+        copy_tree(place.root, f"{place.copy_to}.new")
+        os.rename(f"{place.copy_to}.new", place.copy_to)
     settings = SampleSettings(
         root=place.root, ledger=place.ledger, seed=seed, run=first_run + _runs(place.ledger), calls=calls
     )
@@ -110,7 +111,7 @@ def stop(place: PbxPlace, number: int = signal.SIGTERM) -> None:
 
 
 def copy_tree(root: str, target: str) -> None:
-    """A quiet tree, its databases through SQLite: an engine may have them open. The target must not exist."""
+    """A quiet tree, its databases through SQLite, as an engine may have them open. ``target`` must not exist."""
 
     def leave_out(directory: str, names: list[str]) -> list[str]:
         if os.path.abspath(directory) != os.path.abspath(root):

@@ -35,8 +35,8 @@ class Stage:
     questions: Callable[[], Sequence[Question]]
 
 
-def loopback() -> Stage:
-    """No root, nothing to remove."""
+def loopback(timeout_s: float) -> Stage:
+    """No root, nothing to remove. ``timeout_s``: of the heartbeat."""
     port = _free_heartbeat_port()
 
     def scene(node: str, peer: str) -> Scene:
@@ -48,6 +48,7 @@ def loopback() -> Stage:
                 interface="lo",
                 gateway="none",
                 heartbeat_port=port,
+                timeout_s=timeout_s,
                 peer_mac="02:00:" + socket.inet_aton(LOOPBACK[peer]).hex(":"),
                 paths=(("lan", LOOPBACK[node], LOOPBACK[peer]),),
             ),
@@ -61,7 +62,7 @@ def loopback() -> Stage:
     )
 
 
-def namespaces(cleanup: ExitStack) -> Stage:
+def namespaces(cleanup: ExitStack, timeout_s: float) -> Stage:
     """Root; ``cleanup`` removes what is made. Raises NetworkFailure."""
     net = cleanup.enter_context(netns.Network())
     address = netns.CLUSTER_IP
@@ -75,6 +76,7 @@ def namespaces(cleanup: ExitStack) -> Stage:
                 interface="eth0",
                 gateway=netns.LAN["gw"],
                 heartbeat_port=PEER_PORT,
+                timeout_s=timeout_s,
                 peer_mac=net.mac(peer),
                 paths=(("lan", netns.LAN[node], netns.LAN[peer]), ("cable", netns.CABLE[node], netns.CABLE[peer])),
             ),
