@@ -1,0 +1,358 @@
+"""The agent's and the engine's ends of ``Attach`` against each other, over a real unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import pytest
+
+from ha_agent.engine_link import DIRECTIVES_MAX, Drained, EngineLink
+from ha_proto.agent.v1 import agent_pb2 as pb
+from ha_proto.agent.v1 import agent_pb2_grpc
+from ha_sync.core.dataset import Role
+from ha_sync.core.standing import Standing
+from ha_sync.errors import Fenced, Retryable
+from ha_sync.service.attach import AgentLink
+
+WITHIN_S = 20.0
+
+
+class FakeNode:
+    """What ``AgentLink`` needs of a node."""
+
+    def __init__(self) -> None:
+        self.role: Role | None = None
+        self.epoch = 0
+        self.promised = 0
+        self.active_at = ""
+        self.settings = SimpleNamespace(datasets=(SimpleNamespace(path="/pbx/cdr.db"),))
+        self.taken: list[tuple[str, int]] = []
+        self.fails: list[Exception] = []
+        self.waits: list[Exception] = []
+        self.missing: tuple[str, ...] = ()
+        self.replicated = asyncio.Event()
+        self.replicated.set()
+        self.asked = asyncio.Event()  # somebody waits for the replication
+
+    async def set_role(self, role: Role, epoch: int) -> tuple[Any, ...]:
+        if self.fails:
+            raise self.fails.pop(0)
+        self.taken.append((role.value, epoch))
+        self.role, self.epoch, self.promised = role, epoch, max(epoch, self.promised)
+        return ()
+
+    async def wait_replicated(self, names: tuple[str, ...], *, timeout_s: float) -> tuple[str, ...]:
+        assert names == (), "all datasets"
+        if self.waits:
+            raise self.waits.pop(0)
+        self.asked.set()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.replicated.wait()
+        except TimeoutError:
+            return ("cdr: 3 changes not yet on the standby",)
+        return self.missing
+
+    def standing(self, *, founder: bool) -> Standing:
+        return Standing(data=self.epoch, sound=True, current=True, progress=9, positions=f"cdr:{self.epoch}")
+
+
+@dataclass(slots=True)
+class Ends:
+    """An agent that serves its socket, and the means to start engines at it."""
+
+    path: str
+    link: EngineLink
+    reports: list[pb.EngineReport] = field(default_factory=list)
+    lost: int = 0
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def reported(self, report: pb.EngineReport) -> None:
+        self.reports.append(report)
+        self.news.set()
+
+    def was_lost(self) -> None:
+        self.lost += 1
+        self.news.set()
+
+    async def until(self, wanted: Callable[[], bool]) -> None:
+        async with asyncio.timeout(WITHIN_S):
+            while not wanted():
+                self.news.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.news.wait(), 0.1)
+
+    async def until_reported(self, wanted: Callable[[pb.EngineReport], bool]) -> pb.EngineReport:
+        await self.until(lambda: self.link.report is not None and wanted(self.link.report))
+        assert self.link.report is not None
+        return self.link.report
+
+
+@contextlib.asynccontextmanager
+async def listening(path: str, *, silent_s: float = 60.0) -> AsyncIterator[Ends]:
+    ends = Ends(path, None)  # type: ignore[arg-type]
+    link = ends.link = EngineLink(on_report=ends.reported, on_lost=ends.was_lost, silent_s=silent_s)
+
+    class Servicer(agent_pb2_grpc.AgentServiceServicer):
+        async def Attach(self, reports: Any, _context: Any) -> AsyncIterator[pb.Directive]:  # noqa: N802
+            async with contextlib.aclosing(link.serve(reports)) as directives:
+                async for directive in directives:
+                    yield directive
+
+    server = grpc.aio.server()
+    agent_pb2_grpc.add_AgentServiceServicer_to_server(Servicer(), server)
+    server.add_insecure_port(f"unix:{path}")
+    await server.start()
+    watching = asyncio.create_task(link.watch())
+    try:
+        yield ends
+    finally:
+        watching.cancel()
+        await server.stop(0)
+
+
+@contextlib.asynccontextmanager
+async def attached(path: str, node: FakeNode, events: list[str] | None = None) -> AsyncIterator[AgentLink]:
+    told = events if events is not None else []
+    engine = AgentLink(
+        node,  # type: ignore[arg-type]
+        socket_path=path,
+        membership=lambda: None,
+        report=lambda _severity, what, fields: told.append(f"{what} {fields.get('reason', '')}".strip()),
+    )
+    running = asyncio.create_task(engine.run())
+    try:
+        yield engine
+    finally:
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+
+
+@pytest.fixture
+async def ends(run_dir: Path) -> AsyncIterator[Ends]:
+    async with listening(str(run_dir / "agent.sock")) as made:
+        yield made
+
+
+async def test_the_engine_takes_the_role_it_is_directed_and_tells_what_it_has(ends: Ends) -> None:
+    node = FakeNode()
+    ends.link.direct("active", 4, active_at="192.0.2.53")
+    async with attached(ends.path, node):
+        report = await ends.until_reported(lambda report: report.promoted == 4)
+        assert (report.role, report.epoch, report.data, report.sound, report.progress) == ("active", 4, 4, True, 9)
+        assert (list(report.paths), node.active_at) == (["/pbx/cdr.db"], "192.0.2.53")
+        assert await ends.link.promoted(4, within_s=WITHIN_S)
+        assert not await ends.link.promoted(5, within_s=0.01)
+
+
+async def test_an_engine_that_starts_anew_is_told_its_role_again(ends: Ends) -> None:
+    ends.link.direct("standby", 3, active_at="")
+    first, second = FakeNode(), FakeNode()
+    async with attached(ends.path, first):
+        await ends.until_reported(lambda report: report.role == "standby")
+    await ends.until(lambda: ends.lost == 1)
+    async with attached(ends.path, second):
+        await ends.until_reported(lambda report: report.role == "standby")
+    assert first.taken == second.taken == [("standby", 3)]
+
+
+async def test_an_agent_that_starts_anew_finds_the_engine_again(run_dir: Path) -> None:
+    path = str(run_dir / "agent.sock")
+    node, events = FakeNode(), []
+    async with attached(path, node, events):
+        for epoch in (2, 4):
+            async with listening(path) as ends:
+                ends.link.direct("active", epoch, active_at="")
+                await ends.until_reported(lambda report, epoch=epoch: report.promoted == epoch)
+    assert node.taken == [("active", 2), ("active", 4)]
+    assert node.role is Role.ACTIVE, "without an agent it keeps the role it has"
+    assert events[:3] == ["attached to the agent", "agent lost: the engine keeps its role", "attached to the agent"]
+
+
+async def test_a_newer_engine_ends_the_call_of_the_older(ends: Ends) -> None:
+    ends.link.direct("standby", 1, active_at="")
+    old, new = FakeNode(), FakeNode()
+    async with attached(ends.path, old):
+        await ends.until_reported(lambda report: report.role == "standby")
+        async with attached(ends.path, new):
+            await ends.until(lambda: new.taken == [("standby", 1)])
+
+
+@pytest.mark.req("R6")
+async def test_a_quiesce_is_told_with_the_digest_of_the_final_positions(ends: Ends) -> None:
+    node = FakeNode()
+    ends.link.direct("active", 2, active_at="")
+    async with attached(ends.path, node):
+        await ends.until_reported(lambda report: report.promoted == 2)
+        drained = await ends.link.quiesce(within_s=WITHIN_S, end_backup=False)
+        report = await ends.until_reported(lambda report: bool(report.quiesced))
+        assert drained == Drained(digest=report.digest)
+        # Another one is another: an old answer does not count.
+        node.replicated.clear()
+        late = await ends.link.quiesce(within_s=0.3, end_backup=False)
+        assert late.digest is None
+
+
+@pytest.mark.req("R6")
+async def test_what_a_quiesce_still_waits_for_is_named(ends: Ends) -> None:
+    node = FakeNode()
+    node.missing = ("cdr: 3 changes not yet on the standby",)
+    ends.link.direct("active", 2, active_at="")
+    async with attached(ends.path, node):
+        await ends.until_reported(lambda report: report.promoted == 2)
+        asked = asyncio.create_task(ends.link.quiesce(within_s=2.0, end_backup=False))
+        await ends.until_reported(lambda report: bool(report.waiting_for))
+        assert await asked == Drained(digest=None, waiting_for=node.missing)
+
+
+async def test_a_quiesce_without_an_engine_waits_for_the_engine(ends: Ends) -> None:
+    assert await ends.link.quiesce(within_s=0.01, end_backup=False) == Drained(digest=None, waiting_for=("the engine",))
+
+
+@pytest.mark.req("R6")
+async def test_an_engine_that_restarts_in_a_quiesce_goes_on_with_it(ends: Ends) -> None:
+    ends.link.direct("active", 2, active_at="")
+    first, second = FakeNode(), FakeNode()
+    first.replicated.clear()
+    second.waits = [Retryable("cannot wait for", subject="cdr", reason="starting")]
+    async with attached(ends.path, first):
+        await ends.until_reported(lambda report: report.promoted == 2)
+        quiescing = asyncio.create_task(ends.link.quiesce(within_s=WITHIN_S, end_backup=False))
+        await asyncio.wait_for(first.asked.wait(), WITHIN_S)
+    async with attached(ends.path, second):
+        assert (await quiescing).digest is not None
+        assert second.taken == [("active", 2)], "the role comes first"
+
+
+async def test_a_quiesce_that_is_over_is_not_told_to_the_next_engine(ends: Ends) -> None:
+    async def reports() -> AsyncIterator[pb.EngineReport]:
+        await asyncio.Event().wait()
+        yield pb.EngineReport()
+
+    ends.link.direct("active", 2, active_at="")
+    await ends.link.quiesce(within_s=0.01, end_backup=False)
+    directives = ends.link.serve(reports())
+    first = await anext(directives)
+    ends.link.direct("active", 4, active_at="")
+    second = await anext(directives)
+    await directives.aclose()
+    assert (first.role.epoch, second.role.epoch) == (2, 4)
+
+
+@pytest.mark.req("R6")
+async def test_a_quiesce_that_was_given_up_ends_in_the_engine_too(ends: Ends) -> None:
+    node = FakeNode()
+    node.replicated.clear()
+    ends.link.direct("active", 2, active_at="")
+    async with attached(ends.path, node):
+        await ends.until_reported(lambda report: report.promoted == 2)
+        asked = asyncio.create_task(ends.link.quiesce(within_s=WITHIN_S, end_backup=False))
+        await asyncio.wait_for(node.asked.wait(), WITHIN_S)
+        asked.cancel()
+        ends.link.resume()
+        # What comes after it is carried out: the engine is not stuck in the wait, and answers nothing late.
+        ends.link.direct("standby", 3, active_at="")
+        report = await ends.until_reported(lambda report: report.role == "standby")
+        node.replicated.set()
+        assert report.quiesced == 0
+
+
+async def test_an_engine_that_says_nothing_is_lost_and_is_there_again_when_it_speaks(run_dir: Path) -> None:
+    path = str(run_dir / "agent.sock")
+    async with listening(path, silent_s=0.3) as ends:
+        ends.link.direct("standby", 1, active_at="")
+        speaks = asyncio.Event()
+        speaks.set()
+
+        async def reports() -> AsyncIterator[pb.EngineReport]:
+            while True:
+                await speaks.wait()
+                yield pb.EngineReport(role="standby")
+                await asyncio.sleep(0.02)
+
+        async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
+            call = agent_pb2_grpc.AgentServiceStub(channel).Attach(reports())
+            await ends.until(lambda: ends.link.report is not None)
+            speaks.clear()
+            await ends.until(lambda: ends.lost == 1 and ends.link.report is None)
+            speaks.set()
+            await ends.until(lambda: ends.link.report is not None)
+            call.cancel()
+            await ends.until(lambda: ends.link.report is None)
+
+
+async def test_a_role_that_the_disk_refuses_is_tried_again_and_said_once(ends: Ends, monkeypatch: Any) -> None:
+    monkeypatch.setattr("ha_sync.service.attach.ROLE_RETRY_S", 0.01)
+    node, events = FakeNode(), []
+    node.fails = [sqlite3.OperationalError("database or disk is full")] * 3
+    ends.link.direct("active", 2, active_at="")
+    async with attached(ends.path, node, events):
+        await ends.until_reported(lambda report: report.promoted == 2)
+    assert [event for event in events if "cannot be taken" in event] == [
+        "the role cannot be taken database or disk is full"
+    ]
+
+
+async def test_while_a_role_cannot_be_taken_a_newer_one_replaces_it(ends: Ends) -> None:
+    node, events = FakeNode(), []
+    node.fails = [OSError(28, "No space left on device")]
+    ends.link.direct("active", 2, active_at="")
+    async with attached(ends.path, node, events):
+        await ends.until(lambda: bool(events) and "cannot be taken" in events[-1])
+        ends.link.direct("standby", 3, active_at="")
+        await ends.until_reported(lambda report: report.role == "standby")
+    assert node.taken == [("standby", 3)], "the older role was never taken"
+
+
+@pytest.mark.req("R13")
+async def test_an_epoch_that_goes_back_is_refused_by_the_engine_and_said(ends: Ends) -> None:
+    node, events = FakeNode(), []
+    node.fails = [Fenced("cannot become active in", subject="epoch 2", reason="epoch 5 has been seen")]
+    ends.link.direct("active", 2, active_at="")
+    async with attached(ends.path, node, events):
+        await ends.until(lambda: any("refused" in event for event in events))
+        assert (await ends.until_reported(lambda report: True)).promoted == 0
+
+
+async def test_to_follow_is_safe_in_whatever_epoch_was_seen(ends: Ends) -> None:
+    node = FakeNode()
+    node.promised = 9
+    ends.link.direct("standby", 3, active_at="")
+    async with attached(ends.path, node):
+        await ends.until(lambda: node.taken == [("standby", 9)])
+
+
+async def test_a_directive_of_another_version_does_not_end_the_engine(ends: Ends) -> None:
+    node, events = FakeNode(), []
+    ends.link.direct("emperor", 3, active_at="")
+    async with attached(ends.path, node, events):
+        await ends.until(lambda: "a directive of the agent is not understood" in events)
+        ends.link.direct("standby", 3, active_at="")
+        await ends.until(lambda: node.taken == [("standby", 3)])
+
+
+async def test_an_engine_that_reads_nothing_gets_the_newest_role_when_it_reads_again(ends: Ends) -> None:
+    held = asyncio.Event()
+
+    async def reports() -> AsyncIterator[pb.EngineReport]:
+        await held.wait()
+        yield pb.EngineReport()
+
+    directives = ends.link.serve(reports())
+    ends.link.direct("standby", 1, active_at="")
+    first = asyncio.create_task(anext(directives))
+    assert (await first).role.epoch == 1
+    for epoch in range(2, 3 * DIRECTIVES_MAX):
+        ends.link.direct("standby", epoch, active_at="")
+    got = [await anext(directives) for _ in range(DIRECTIVES_MAX)]
+    assert got[-1].role.epoch == 3 * DIRECTIVES_MAX - 1
+    await directives.aclose()
