@@ -64,7 +64,7 @@ class Due:
     ready: dict[bytes, float]  # path: when its change was noticed
     units: tuple[UnitDue, ...] = ()
     grow: tuple[bytes, ...] = ()  # open files with new bytes
-    look: tuple[bytes, ...] = ()  # created and not closed: a symlink, a link, or a file being written?
+    look: tuple[bytes, ...] = ()  # not closed: a symlink, a link, cut short, or a file being written?
 
 
 @dataclass(slots=True, kw_only=True)
@@ -261,6 +261,8 @@ class Settle:
                 del self._units[mailbox]
         looks = self._take_looks(ready, math.inf)
         grow, self._grow, self._grow_at = tuple(self._open), {}, math.inf
+        # A file that was cut short is told to be written and never to be closed: whoever looks knows what it was.
+        looks += tuple(path for path in grow if path not in looks)
         return Due(ready=ready, units=tuple(u for u in units if u.paths), grow=grow, look=looks)
 
     def _quiet_due(self) -> float:

@@ -484,6 +484,16 @@ async def test_a_file_of_a_directory_that_took_a_name_is_not_the_one_that_was_op
 
 
 @pytest.mark.req("R20", "R22")
+async def test_a_file_that_is_cut_short_is_never_closed_and_is_covered_by_the_barrier(root, catalogue):
+    (root / "call.wav").write_bytes(os.urandom(131_073))
+    async with Pair(settings_of(root, growing=True), catalogue) as pair:
+        await pair.caught_up()
+        os.truncate(root / "call.wav", 65_536)
+        await pair.caught_up()
+        pair.assert_equal()
+
+
+@pytest.mark.req("R20", "R22")
 async def test_what_is_in_flight_is_not_read_again_when_it_is_acknowledged(root, catalogue):
     async with Pair(settings_of(root), catalogue) as pair:
         await pair.caught_up()

@@ -222,15 +222,18 @@ class TreeWorker:
         self.told.reports.append(("warning", "a mailbox stays locked: read as it is", fields))
 
     def _look(self, path: bytes) -> None:
-        """Created and not closed: what is never closed is shipped now."""
+        """Created or written and not closed: what is never closed, or known already, is shipped now."""
         try:
             status = self._rooted().lstat(path)
         except (OSError, HaSyncError):
             return
         linked = self._links.stands(path, status)
         self.told.linked |= linked
-        if linked or not stat.S_ISREG(status.st_mode):
+        if linked or not stat.S_ISREG(status.st_mode) or self._is_known(path):
             self._mark(path, time.monotonic())
+
+    def _is_known(self, path: bytes) -> bool:
+        return self.catalogue.knows(path) or self.journal.flies(path)
 
     def _judge(self, paths: Iterable[bytes]) -> None:
         """Counts the files that are lost with these paths, and looks for hard links."""
