@@ -15,7 +15,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from ha_agent.cluster_ip.links import Links
 from ha_agent.errors import OperatorNeeded
+from ha_agent.logs import FILE_NAME, Result, read_switches
+from ha_agent.memory import BookStore
 from ha_agent.service.process import Stopping, run
 from ha_agent.settings import Settings, load
 from ha_proto.agent.v1 import agent_pb2 as pb
@@ -216,6 +219,69 @@ async def test_a_clean_end_is_remembered(run_dir: Path) -> None:
     async with standby_of(settings):
         assert _book(settings)["clean"] is False
     assert _book(settings)["clean"] is True
+
+
+@pytest.mark.req("R12")
+async def test_who_is_stopped_while_its_services_start_ends_the_start_and_stops_them(run_dir: Path) -> None:
+    told = run_dir / "hooks"
+    rest = f"""
+[[service]]
+name = "pbx"
+start = ["/bin/sh", "-c", "echo starts >> {told}; sleep 600; echo started >> {told}"]
+stop = ["/bin/sh", "-c", "echo stop >> {told}"]
+"""
+    settings = lone_settings(run_dir, rest=rest)
+    async with serving(settings) as client, FakeEngine(_socket(run_dir)):
+        await client.until(lambda status: status.engine_attached)
+        await client.stub.Switch(pb.SwitchRequest(force=True, accept_dual=True))
+        await client.until(lambda status: _words(told)[-1:] == ["starts"])
+        answering = await client.until(lambda status: status.holds)
+        assert answering.role == "active"
+    assert _words(told) == ["stop", "starts", "stop"]
+    (switch,) = read_switches(str(Path(settings.node.state_dir, "logs", FILE_NAME)), result=Result.FAILED)
+    assert "the services were not all started" in switch.error
+
+
+async def test_a_kernel_that_does_not_answer_for_a_while_ends_nothing(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with standby(run_dir) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(Links, "look", _busy)
+            await _until_event(client, "the interface could not be looked at")
+        assert (await client.until(lambda status: True)).phase == "starting"
+
+
+async def test_a_full_disk_does_not_keep_an_agent_from_ending(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ha_agent.agent.driver.LEAVE_S", 0.3)
+    async with standby(run_dir) as client:
+        monkeypatch.setattr(BookStore, "store", _full)
+        await client.stub.SetMaintenance(pb.SetMaintenanceRequest(seconds=60))
+    # It has ended: whoever waits for its promise that this end was clean does not get it.
+    assert _book(lone_again(run_dir))["clean"] is False
+
+
+def _busy(*_arguments: object) -> None:
+    raise TimeoutError(110, "Connection timed out")
+
+
+def _full(*_arguments: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+async def _until_event(client: Client, what: str) -> None:
+    async with asyncio.timeout(20):
+        async for event in client.stub.ListEvents(pb.ListEventsRequest(follow=True)):
+            if event.what == what:
+                return
+
+
+def lone_again(root: Path) -> Settings:
+    return load(str(root / "primary" / "ha.toml"))
+
+
+def _words(path: Path) -> list[str]:
+    return path.read_text().split() if path.exists() else []
 
 
 @contextlib.asynccontextmanager

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 
 from ha_proto.agent.v1 import agent_pb2 as pb
@@ -50,9 +53,11 @@ async def running(root: Path, *, ha: str = "", rest: dict[str, str] | None = Non
 
 
 async def settled(pair: Pair) -> None:
-    """The Primary serves, the Secondary is ready."""
-    await pair.a.client.until(is_active)
+    """The Primary serves, the Secondary is ready, and both know it."""
     await pair.b.client.until(is_ready_standby)
+    await pair.a.client.until(
+        lambda status: is_active(status) and status.peer_role == "standby" and not status.peer_reasons
+    )
 
 
 def hooks(root: Path, station: str, *, process: str = "") -> str:
@@ -107,6 +112,47 @@ async def test_a_cold_pair_elects_its_primary_and_changes_roles_on_request(run_d
         assert given.positions["own"] == given.positions["peer"]
         assert told(run_dir, "primary")[-1] == "stop"
         assert told(run_dir, "secondary")[-1] == f"start {active.epoch}"
+
+
+@pytest.mark.req("R6", "R31")
+async def test_a_switch_that_is_not_drained_is_given_up_cancelled_or_forced_through(run_dir: Path) -> None:
+    rest = {"primary": hooks(run_dir, "primary")}
+    async with running(run_dir, ha="drain_deadline_s = 2", rest=rest) as pair:
+        await settled(pair)
+        epoch = (await pair.a.client.until(lambda status: told(run_dir, "primary") != [])).epoch
+        stub = pair.a.client.stub
+        code, exit_code = await refused(stub.DeclareSingle(pb.DeclareSingleRequest()))
+        assert (code, exit_code) == (grpc.StatusCode.PERMISSION_DENIED, "6"), "the peer is heard"
+
+        pair.a.engine.quiets = False
+        answer = await stub.Switch(pb.SwitchRequest(timeout_s=30))
+        assert (answer.switched, answer.reason) == (False, "quiesce_failed")
+        assert answer.detail == "not on the Standby: cdr: 3 changes not yet on the standby"
+        await pair.a.client.until(lambda status: told(run_dir, "primary")[-2:] == ["stop", f"start {epoch}"])
+        assert (await pair.a.client.switches())[-1].result == "aborted"
+
+        switching = asyncio.create_task(_switch(stub, pb.SwitchRequest(timeout_s=30)))
+        await pair.a.client.until(lambda status: status.phase == "quiescing")
+        await stub.CancelSwitch(pb.CancelSwitchRequest())
+        assert (await switching).reason == "cancelled"
+        assert is_active(await pair.a.client.until(lambda status: status.phase == "active"))
+
+        lossy = await stub.Switch(pb.SwitchRequest(force=True, accept_data_loss=True, timeout_s=30))
+        assert (lossy.switched, lossy.reason) == (True, "")
+        await pair.b.client.until(is_active)
+        # The loss was accepted: what was stopped is never started again behind the new Active's back.
+        await pair.a.client.until(lambda status: status.role == "standby" and told(run_dir, "primary")[-1] == "stop")
+        assert f"start {lossy.epoch}" not in told(run_dir, "primary")
+
+
+async def _switch(stub: Any, request: pb.SwitchRequest) -> pb.SwitchResponse:
+    return await stub.Switch(request)
+
+
+async def refused(call: Any) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value.code(), dict(caught.value.trailing_metadata())["ha-sync-exit-code"]
 
 
 @pytest.mark.req("R10", "R12", "R13")

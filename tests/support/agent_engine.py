@@ -20,7 +20,7 @@ class FakeEngine:
 
     def __init__(self, socket_path: str, *, sound: bool = True, quiets: bool = True) -> None:
         self._socket_path = socket_path
-        self._quiets = quiets
+        self.quiets = quiets
         self.report = pb.EngineReport(sound=sound, current=True, digest="d", role="starting", pid=0)
         self.directives: list[pb.Directive] = []
         self._changed = asyncio.Event()
@@ -56,7 +56,7 @@ class FakeEngine:
                 self.report.promised = max(wanted.epoch, self.report.promised)
                 self.report.data = wanted.epoch or self.report.data
                 self.report.promoted = wanted.epoch if wanted.role == "active" else 0
-            case "quiesce" if self._quiets:
+            case "quiesce" if self.quiets:
                 self.report.quiesced = directive.quiesce.serial
             case "quiesce":
                 del self.report.waiting_for[:]
