@@ -18,14 +18,20 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 from ha_sync.capture.tree.reading import Outcome
-from ha_sync.catalogue.tree import NOTHING_SENT, Row, TreeCatalogue
+from ha_sync.capture.tree.scan import signatures
+from ha_sync.catalogue.tree import NOTHING_SENT, Row, TreeCatalogue, key_of, path_of
 from ha_sync.core.position import Epoch, Incarnation, Position, Sequence, new_incarnation
 
 LIVE_MAX = 20_000
 RESERVE = 1_000_000
 SYNCING = "on"
+FELL = "fell:"
+"""Begins the notes of directories whose deletion is in flight."""
+
+PAGE = 2000
 Notice = tuple[Sequence, float]
 """A sequence and when its change was noticed."""
 
@@ -82,6 +88,7 @@ class Journal:
             self.acknowledged = Sequence(0)
             self.peer_known = False
             with self._catalogue.transaction(durable=False):
+                self._forget_fallen()
                 self._catalogue.clear_dirty()
                 self._catalogue.put("peer_known", "0")
                 self._catalogue.put("syncing", SYNCING)
@@ -179,6 +186,24 @@ class Journal:
         paths = (*self._flying, *self.building)
         return [each for each in paths if each.startswith(below) or each == path]
 
+    def falls(self, path: bytes, *, is_directory: bool) -> None:
+        """The group that is being read deletes this; what stood below a directory is noted nowhere else."""
+        self.building_falls.add(path)
+        if is_directory:
+            self._catalogue.put(FELL + path.hex(), "")
+
+    def distrust_fallen(self) -> None:
+        """The Standby may have deleted these directories already: all that we know below them is dirty."""
+        for name, _ in self._catalogue.values_with_prefix(FELL):
+            known = signatures(self._catalogue, key_of(bytes.fromhex(name.removeprefix(FELL))))
+            with self._catalogue.transaction(durable=False):
+                while page := [path_of(row[0]) for row in islice(known, PAGE)]:
+                    self.mark_bulk(page)
+
+    def _forget_fallen(self) -> None:
+        for name, _ in self._catalogue.values_with_prefix(FELL):
+            self._catalogue.forget(name)
+
     def built(self) -> None:
         """The group that was being read is complete, or dropped."""
         self.building = set()
@@ -266,6 +291,7 @@ class Journal:
                 rows = []
                 if outcome.below:
                     catalogue.remove_below(outcome.path)
+                    catalogue.forget(FELL + outcome.path.hex())
                 else:
                     catalogue.remove_entries((outcome.path,))
             catalogue.put_rows(rows)
@@ -312,6 +338,7 @@ class Journal:
         self.synced_at = None
         self.peer_known = True
         with self._catalogue.transaction(durable=False):
+            self._forget_fallen()
             self._catalogue.clear_dirty()
             self._catalogue.put("peer_known", "1")
             self._catalogue.put("syncing", SYNCING)

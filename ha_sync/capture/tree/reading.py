@@ -18,6 +18,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from ha_proto.sync.v1 import replication_pb2 as pb
 from ha_sync.capture.tree.frames import FrameBuilder
@@ -96,6 +97,13 @@ def moved_on(before: os.stat_result, after: os.stat_result) -> bool:
     )
 
 
+class Falls(Protocol):
+    """Told of deletions."""
+
+    def __call__(self, path: bytes, *, is_directory: bool) -> None:
+        """Before the directory or file is deleted."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Reader:
     """What reading needs. ``whole`` distrusts the catalogue: everything is sent, nothing is compared or copied."""
@@ -105,7 +113,7 @@ class Reader:
     growing: dict[bytes, Growth]
     directories: set[bytes]  # known to stand on the Standby
     may_copy: Callable[[bytes], bool]
-    falls: Callable[[bytes], None]  # told of every directory or file that is deleted
+    falls: Falls
     leaves: Callable[[bytes], None]  # told of a directory that goes along although nobody named it
     resend: set[bytes]
     sequence: Sequence = NO_SEQUENCE  # the group's
@@ -231,9 +239,9 @@ class Group:
         )
         # What stood below a directory that something else has replaced went with it.
         known = known and not self._went_along(item.path)
-        if known:
-            self._delete(item.path)
         below = entry is not None and entry.type == TYPE_DIRECTORY
+        if known:
+            self._delete(item.path, is_directory=below)
         self.outcomes.append(Outcome(path=item.path, mark=item.mark, row=None, sent=known, below=below))
 
     def _went_along(self, path: bytes) -> bool:
@@ -251,8 +259,8 @@ class Group:
             return False
         return object_type(status.st_mode) != TYPE_SPECIAL
 
-    def _delete(self, path: bytes) -> None:
-        self._reader.falls(path)
+    def _delete(self, path: bytes, *, is_directory: bool) -> None:
+        self._reader.falls(path, is_directory=is_directory)
         self.builder.add(path=path, action=DELETE)
         self._reader.growing.pop(path, None)
         directories = self._reader.directories
@@ -274,7 +282,7 @@ class Group:
             yield
         if entry is not None and entry.type != kind:
             if TYPE_DIRECTORY in {entry.type, kind}:
-                self._delete(item.path)
+                self._delete(item.path, is_directory=entry.type == TYPE_DIRECTORY)
                 self._replaced.add(item.path)
                 self.outcomes.append(Outcome(path=item.path, mark=NO_SEQUENCE, row=None, sent=True, below=True))
             entry = None

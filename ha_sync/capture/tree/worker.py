@@ -369,6 +369,7 @@ class TreeWorker:
         # By what was dirty then, not by its sequence: a path that changes again gets a new one.
         self._distrusts = True
         self.catalogue.put(DISTRUSTS, "1")
+        self.journal.distrust_fallen()
 
     def _trust(self) -> None:
         self._distrusts = False
@@ -529,7 +530,7 @@ class TreeWorker:
         journal = self.journal
         reader = Reader(
             root=self._rooted(), catalogue=self.catalogue, growing=self.appending.files, directories=self._directories,
-            may_copy=self._may_copy, falls=journal.building_falls.add, resend=journal.resend, met=self.met,
+            may_copy=self._may_copy, falls=journal.falls, resend=journal.resend, met=self.met,
             leaves=lambda path: journal.leave(((path, sequence),)), sequence=sequence,
             copy_from_size=copy_from_size, whole=self._distrusts,
         )  # fmt: skip
