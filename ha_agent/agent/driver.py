@@ -98,7 +98,8 @@ class Agent:
                 self._deeds.perform(self._first)
                 works = [self._deeds.run(), parts.monitor.run(), parts.engine.watch(), self._tick_for_ever()]
                 works += [parts.lan.run()] if parts.lan is not None else []
-                works += [self._leave(), parts.duty.warm()]
+                works += [self._leave()]
+                works += [] if self.pair.observe_only else [parts.duty.warm()]
                 running = [tasks.create_task(work) for work in works]
                 await self._stopped.wait()
                 for task in running:

@@ -201,7 +201,14 @@ async def test_a_process_that_dies_moves_the_role_once(run_dir: Path) -> None:
 
 @pytest.mark.req("R31")
 async def test_who_only_observes_logs_what_it_would_have_done_and_touches_nothing(run_dir: Path) -> None:
-    rest = {station: hooks(run_dir, station) for station in ("primary", "secondary")}
+    warm = f"""
+[[service]]
+name = "proxy"
+start = ["/bin/touch", "{run_dir}/warm"]
+stop = ["/bin/true"]
+standby = "running"
+"""
+    rest = {station: hooks(run_dir, station) + warm for station in ("primary", "secondary")}
     async with running(run_dir, ha="observe_only = true", rest=rest) as pair:
         seen = await pair.a.client.until(lambda status: status.last_switch.result == "observed")
         assert seen.observe_only
@@ -210,6 +217,7 @@ async def test_who_only_observes_logs_what_it_would_have_done_and_touches_nothin
         assert any(deed.startswith("AddAddress") for deed in deeds)
         assert not any(deed.startswith("RenewAddress") for deed in deeds), "what is done twice a second tells nothing"
         assert told(run_dir, "primary") == []
+        assert not (run_dir / "warm").exists()
         assert pair.a.engine.directives == []
 
 
