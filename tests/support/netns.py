@@ -114,6 +114,28 @@ class Net:
         """Plugs it in again."""
         self.run(WIRES, "ip", "link", "set", f"{host}-{device}", "up")
 
+    def cut_off(self, host: str) -> None:
+        """Pulls both plugs of a node, the one right after the other."""
+        self._batch(WIRES, *(f"link set {host}-{device} down" for device in ("eth0", "cable0")))
+
+    def plug_in(self, host: str) -> None:
+        """Both again."""
+        self._batch(WIRES, *(f"link set {host}-{device} up" for device in ("eth0", "cable0")))
+
+    def switch_off(self, bridge: str = "br-lan") -> None:
+        """The switch itself loses power: everybody on it loses the carrier."""
+        hosts, device = (LAN_HOSTS, "eth0") if bridge == "br-lan" else (CABLE_HOSTS, "cable0")
+        self._batch(WIRES, *(f"link set {host}-{device} down" for host in hosts))
+
+    def switch_on(self, bridge: str = "br-lan") -> None:
+        """It has booted: everybody has carrier at one moment."""
+        hosts, device = (LAN_HOSTS, "eth0") if bridge == "br-lan" else (CABLE_HOSTS, "cable0")
+        self._batch(WIRES, *(f"link set {host}-{device} up" for host in hosts))
+
+    def pids(self, host: str) -> list[int]:
+        """All processes that run in the namespace now."""
+        return [int(word) for word in _ip("netns", "pids", self.name(host)).stdout.split()]
+
     def cut_cable(self) -> None:
         """Both nodes lose the carrier of the heartbeat cable."""
         for host in CABLE_HOSTS:
