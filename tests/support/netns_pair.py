@@ -1,4 +1,4 @@
-"""A real pair in the namespaces of ``netns``: on each node an agent, an engine and a small server that answers a client.
+"""A real pair in the namespaces of ``netns``: on each node an agent, an engine and a server that answers a client.
 
 Everything of a node lies below one directory, outside of the namespaces, so that its sockets can be reached from here.
 It is paired as an administrator does it, and each node has a boot number of its kernel of its own: ``power_on`` after
@@ -263,7 +263,7 @@ class NetNode:
 
 
 class NetPair:
-    """Both nodes. ``NetPair(directory)`` builds and pairs them; ``start`` runs them until one is ready for the other."""
+    """Both nodes. ``NetPair(directory)`` builds and pairs them; ``start`` runs them until one is ready."""
 
     def __init__(
         self,
@@ -276,7 +276,7 @@ class NetPair:
         sync_toml: Callable[[Place], str] = small_pair.small_toml,
         furnish: Callable[[str], None] = small_pair.furnish,
     ) -> None:
-        """``ha``: more keys of [ha] for both nodes; ``sections``: more of ha.toml, such as [[service]], of each node."""
+        """``ha``: more keys of [ha] for both nodes; ``sections``: more of each node's ha.toml, such as [[service]]."""
         self.timeout_s = timeout_s
         self.addresses = (CLUSTER_IP, CLUSTER_IP6) if ipv6 else (CLUSTER_IP,)
         self._shared = {"ipv6": ipv6, **(ha or {})}
@@ -359,8 +359,8 @@ class NetPair:
         until(lambda: not any(self.said(lambda s: s.held or s.maintenance_left_s)), "quiet", self.told)
 
     def until_ready(self, *, timeout_s: float = COME_S) -> None:
-        """Until one serves, the other is a Standby that can take over, and each knows it of the other."""
-        until(self.ready, "a ready pair", self.told, timeout_s=timeout_s)
+        """Until one serves, the other is a Standby that has all and can take over, and each knows it of the other."""
+        until(lambda: self.ready() and self._in_sync(), "a ready pair", self.told, timeout_s=timeout_s)
 
     def ready(self) -> bool:
         """Now."""
@@ -377,6 +377,18 @@ class NetPair:
             and not active.single
             and all(path.state == "both" for status in found.values() for path in status.paths)
         )
+
+    def _in_sync(self) -> bool:
+        """Every dataset streams and the Standby has all: what it says may be a moment older."""
+        active = self.active
+        if any(one.state not in {"streaming", "degraded"} for one in active.engine_status().datasets):
+            return False
+        request = control_pb2.WaitReplicatedRequest(timeout_s=CALL_S)
+        try:
+            waiting = active.engine().WaitReplicated(request, timeout=2 * CALL_S).waiting_for
+        except grpc.RpcError:
+            return False
+        return not waiting and self.ready()
 
     @property
     def active(self) -> NetNode:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import itertools
 import selectors
 import socket
 import threading
@@ -92,7 +93,7 @@ class Client:
         with self._came:
             inside = [one.at for one in self.answers if since <= one.at <= until]
         edges = [since, *inside, until]
-        return max(later - earlier for earlier, later in zip(edges, edges[1:], strict=False))
+        return max(later - earlier for earlier, later in itertools.pairwise(edges))
 
     def _ask_for_ever(self) -> None:
         number, due = 0, time.monotonic()
