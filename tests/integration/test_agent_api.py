@@ -23,7 +23,7 @@ from ha_agent.service.process import Stopping, run
 from ha_agent.settings import Settings, load
 from ha_proto.agent.v1 import agent_pb2 as pb
 from tests.support.agent_engine import FakeEngine
-from tests.support.agent_process import Client
+from tests.support.agent_process import Client, is_sound
 from tests.support.agent_settings import lone_settings, pair_up
 
 SERVICE = "ha_proto.agent.v1.AgentService"
@@ -232,7 +232,7 @@ stop = ["/bin/sh", "-c", "echo stop >> {told}"]
 """
     settings = lone_settings(run_dir, rest=rest)
     async with serving(settings) as client, FakeEngine(_socket(run_dir)):
-        await client.until(lambda status: status.engine_attached)
+        await client.until(is_sound)
         await client.stub.Switch(pb.SwitchRequest(force=True, accept_dual=True))
         await client.until(lambda status: _words(told)[-1:] == ["starts"])
         answering = await client.until(lambda status: status.holds)

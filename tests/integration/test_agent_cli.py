@@ -18,7 +18,7 @@ from ha_agent.cli.main import main
 from ha_proto.agent.v1 import agent_pb2 as pb
 from tests.support import netns
 from tests.support.agent_engine import FakeEngine
-from tests.support.agent_process import ROOT, WITHIN_S, Client, Process, command, environment, is_active
+from tests.support.agent_process import ROOT, WITHIN_S, Client, Process, command, environment, is_active, is_sound
 from tests.support.agent_settings import new_site, pair_up, write_toml
 
 NOBODY = 65534
@@ -274,7 +274,7 @@ async def test_an_agent_that_ends_takes_the_address_with_it_and_a_killed_one_goe
     process = InNamespace(config, net)
     try:
         async with Client(process.socket_path) as client, FakeEngine(str(process.socket_path)):
-            await client.until(lambda status: status.engine_attached and status.phase == "starting")
+            await client.until(is_sound)
             answer = await client.stub.Switch(pb.SwitchRequest(force=True, accept_dual=True))
             assert answer.switched, answer
             assert holds(net)

@@ -116,6 +116,11 @@ def is_active(status: pb.AgentStatus) -> bool:
     return status.role == "active" and status.holds
 
 
+def is_sound(status: pb.AgentStatus) -> bool:
+    """Its engine said so, and that is durable."""
+    return status.engine_attached and bool(status.paths) and "unsound" not in status.reasons
+
+
 def is_ready_standby(status: pb.AgentStatus) -> bool:
     return status.role == "standby" and status.peer_role == "active" and status.ready
 

@@ -775,7 +775,9 @@ class SwitchRecord(_message.Message):
     end_unix_s: _builtins.float
     """absent: it is going on"""
     trigger: _builtins.str
-    """silence | reboot | election | planned | fault | link | forced | resumed"""
+    """silence | reboot | election | planned | fault | link | forced; of a loss its row: lease-lapsed | address-absent |
+    outranked | stop; of a refused request: request
+    """
     reason: _builtins.str
     result: _builtins.str
     """open | done | failed | aborted | refused | observed | interrupted"""
