@@ -195,6 +195,22 @@ async def test_a_write_on_the_standby_is_refused_and_names_the_active(tmp_path: 
         assert any(what == "a standby database was tampered with" for _, what, _ in pair.events.all)
 
 
+@pytest.mark.req("R16")
+async def test_a_copy_that_equals_the_active_is_not_held_for_tampered_when_its_first_position_is_stored(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path / "active.db", SIMPLE, "INSERT INTO t(v) VALUES(1)")
+    shutil.copy(tmp_path / "active.db", tmp_path / "standby.db")
+    async with rows_pair(tmp_path) as pair:
+        await equal(pair)
+        await eventually(lambda: pair.sink.applied.epoch == EPOCH)
+        applied = pair.sink.applied
+        await pair.sink.resume(accept_deletes=False)  # looks at once, as the slow tick does
+        assert pair.sink.applied == applied
+        assert not [what for _, what, _ in pair.events.all if "tampered" in what]
+        assert pair.failures == []
+
+
 @pytest.mark.req("R15", "R16")
 async def test_promotion_and_demotion_swap_guards_and_triggers(tmp_path: Path) -> None:
     write(tmp_path / "active.db", SIMPLE, "INSERT INTO t(v) VALUES(1)")

@@ -93,6 +93,8 @@ class Applier:
             db = self._connect(create=False)
             with writing(db):
                 _store_position(db, position)
+            # The first position makes its table: that change of the schema is ours.
+            self._version = number(db, "PRAGMA main.schema_version")
             self.position = position
             return
         db = self._connect(create=True, encoding=encoding_of(incoming.header))
