@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from ha_sync.apply.tree.changes import decode
 from ha_sync.apply.tree.survey import Survey
 from tests.support.tree_apply_child import open_applier, pieces
-from tests.support.tree_apply_feed import tree_of
+from tests.support.tree_apply_feed import at, delete, directory, frame, put, tree_of
 from tests.support.tree_apply_model import Producer
 
 GROUPS = 12
@@ -73,3 +74,32 @@ def test_killed_at_any_step_every_group_is_whole(tmp_path: Path, seed: int) -> N
         if (tmp_path / str(points[-1]) / "finished").exists():
             return
     raise AssertionError("the end was never reached")
+
+
+class Killed(BaseException):
+    """Like a SIGKILL: nothing of ours handles it."""
+
+
+@pytest.mark.req("R22")
+def test_a_file_that_took_the_place_of_a_directory_in_one_commit_stays_when_the_commit_is_repeated(
+    tmp_path: Path,
+) -> None:
+    def killed(point: str) -> None:
+        if point == "PERFORMED":
+            raise Killed
+
+    groups = [
+        [directory(b"d"), put(b"d/x", b"below")],
+        [delete(b"d"), put(b"d", b"instead of it")],
+    ]
+    waiting = iter([decode(frame(group, at(number))) for number, group in enumerate(groups, 1)])
+    applier = open_applier(str(tmp_path), fail_point=killed)
+    applier.begin(comparing=False, now=1.0)
+    with pytest.raises(Killed):
+        applier.work(lambda: next(waiting, None), clock=time.monotonic)
+    applier.catalogue.close()
+    after = open_applier(str(tmp_path))
+    after.begin(comparing=False, now=1.0)
+    assert after.applied.sequence == 2
+    assert tree_of(str(tmp_path / "root")) == {"d": ("file", 0o644, b"instead of it")}
+    after.close()

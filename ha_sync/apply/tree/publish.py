@@ -173,6 +173,9 @@ class Publisher:
                     return False
                 self._make_parents(place)
             except (NotADirectoryError, Refused):
+                # Done before a crash: what stands in the way came later, and stays.
+                if not self._exists(source):
+                    return False
                 self._make_parents(place)
             except OSError as error:
                 if error.errno == errno.EXDEV:
