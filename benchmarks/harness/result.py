@@ -69,6 +69,19 @@ BARS = {
     "rss_mib_max": Bar(bar=200, aim=120),
     "rss_mib_million": Bar(bar=200, aim=120),
     "cpu_percent": Bar(bar=1, aim=0.3),
+    "crash_outage_over_timeout_s": Bar(bar=0.5, aim=0.15),
+    "crash_outage_over_timeout_max_s": Bar(bar=0.5, aim=0.15),
+    "dual_holder_s": Bar(bar=0, aim=0),
+    "dual_holder_resume_s": Bar(bar=0.3, aim=0.15),
+    "self_fault_s": Bar(bar=0.5, aim=0.15),
+    "self_fault_max_s": Bar(bar=0.5, aim=0.15),
+    "planned_address_outage_s": Bar(bar=0.5, aim=0.2),
+    "planned_lost": Bar(bar=0, aim=0),
+    "single_keeps": Bar(bar=0, aim=0),
+    "cable_switches": Bar(bar=0, aim=0),
+    "loss_switches": Bar(bar=0, aim=0),
+    "agent_rss_mib": Bar(bar=45, aim=35),
+    "agent_cpu_percent": Bar(bar=1, aim=0.5),
 }
 
 

@@ -28,7 +28,7 @@ from benchmarks.harness.writers import TAG_BYTES, Legacy
 from ha_sync.sample.audio import WAV_HEADER_BYTES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-NAMES = ["lag", "capture", "busy", "pages", "burst", "first-sync", "reconnect", "memory", "idle"]
+NAMES = ["lag", "capture", "busy", "pages", "burst", "first-sync", "reconnect", "memory", "idle", "failover"]
 KEYS = {
     "lag": {"row_p50_ms", "row_p99_ms", "file_p50_ms", "file_p99_ms", "growing_behind_s"},
     "capture": {"commit_ratio", "commit_extra_us"},
@@ -39,6 +39,20 @@ KEYS = {
     "reconnect": {"seconds", "restart_scan_s"},
     "memory": {"rss_mib_max", "rss_mib_million"},
     "idle": {"cpu_percent"},
+    "failover": {
+        "crash_outage_over_timeout_s",
+        "dual_holder_resume_s",
+        "dual_holder_s",
+        "self_fault_s",
+        "planned_address_outage_s",
+        "planned_lost",
+        "planned_service_outage_s",
+        "single_keeps",
+        "cable_switches",
+        "loss_switches",
+        "agent_rss_mib",
+        "agent_cpu_percent",
+    },
 }
 
 
