@@ -162,7 +162,7 @@ def _steady(run: Run, pair: NetPair, holders: Holders) -> None:
 def _simulated(run: Run) -> None:
     hours = 0.25 if run.quick else 24.0
     run.say(f"loss of 30 % for {hours:g} simulated hours")
-    run.figures["loss_simulated"] = single(moves_under_loss(hours, beat_s=0.5 if run.quick else 0.1), "")
+    run.figures["loss_simulated"] = single(moves_under_loss(hours, beat_s=0.5), "")
 
 
 def _moves(holders: Holders, seconds: float) -> int:
