@@ -97,8 +97,10 @@ class Demo:
             with ExitStack() as watching:
                 client = Client(self._stage.questions())
                 watching.callback(client.close)
+                client.start()
                 barriers = _Barriers(pair.a.engine)
                 watching.callback(barriers.stop)
+                barriers.start()
                 self._watch(pair.a.engine)
                 lag = _lag(pair.a.engine)
                 began_unix_s = time.time()  # the switch log is written in it
@@ -197,13 +199,18 @@ class _Barriers:
         self._node = node
         self._acknowledged_until = 0.0
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._ask, name="barriers")
+        # A daemon: an interrupt within ``start`` must not leave a thread that the process waits for.
+        self._thread = threading.Thread(target=self._ask, name="barriers", daemon=True)
+
+    def start(self) -> None:
+        """Begins to ask."""
         self._thread.start()
 
     def stop(self) -> float:
         """Monotonic seconds: everything durable on the Active before is durable on the Standby."""
         self._over.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         return self._acknowledged_until
 
     def _ask(self) -> None:

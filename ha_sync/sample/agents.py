@@ -31,6 +31,8 @@ from ha_sync.sample.synctoml import sync_toml
 ELECTION_S: Final = 30.0
 READY_S: Final = 60.0
 SWEEP_S: Final = 10.0
+SWEEP_EVERY_S: Final = 0.05
+SWEEP_LOOKS: Final = 2  # a process that was just forked does not bear its command line yet
 
 
 class LocalAgent(Child):
@@ -173,10 +175,14 @@ class HaPair:
 def sweep(directory: str) -> None:
     """Kills every process whose command line names ``directory``, which nobody else may use; waits for their end."""
     deadline = time.monotonic() + SWEEP_S
-    while (found := list(processes_of(directory))) and time.monotonic() < deadline:
+    empty = 0
+    while empty < SWEEP_LOOKS and time.monotonic() < deadline:
+        found = list(processes_of(directory))
+        empty = 0 if found else empty + 1
         for pid in found:
             with suppress(ProcessLookupError):
                 _end(pid, directory)
+        time.sleep(SWEEP_EVERY_S)
 
 
 def processes_of(directory: str) -> Iterator[int]:

@@ -107,13 +107,17 @@ class Outage:
 
 
 class Client:
-    """Asks from its making until ``close``."""
+    """Asks from ``start`` until ``close``."""
 
     def __init__(self, questions: Sequence[Question]) -> None:
         self._questions = questions
         self._answered: dict[str, list[float]] = {question.name: [] for question in questions}
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._ask_on, name="client")
+        # A daemon: an interrupt within ``start`` must not leave a thread that the process waits for.
+        self._thread = threading.Thread(target=self._ask_on, name="client", daemon=True)
+
+    def start(self) -> None:
+        """Begins to ask."""
         self._thread.start()
 
     def answered_since(self, name: str, moment: float) -> bool:
@@ -134,7 +138,8 @@ class Client:
     def close(self) -> None:
         """Stops asking."""
         self._over.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         for question in self._questions:
             question.close()
 

@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import os
 import shutil
+import signal
 import subprocess
 import threading
 import uuid
@@ -57,7 +58,7 @@ class Network:
     """The namespaces. ``Network()`` builds them. Raises NetworkFailure."""
 
     def __init__(self) -> None:
-        self._stem = f"ha-{uuid.uuid4().hex[:6]}-"
+        self._stem = f"ha-demo-{uuid.uuid4().hex[:6]}-"
         try:
             self._build()
         except BaseException:
@@ -65,9 +66,12 @@ class Network:
             raise
 
     def close(self) -> None:
-        """Removes all namespaces, whatever of them there is. Processes in them are ended by who started them."""
+        """Removes all namespaces, whatever of them there is, and ends what still runs in them."""
         for host in (WIRES, *LAN):
             with contextlib.suppress(NetworkFailure):
+                for pid in _ip("netns", "pids", self.name(host)).split():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(pid), signal.SIGKILL)
                 _ip("netns", "del", self.name(host))
 
     def __enter__(self) -> Self:
@@ -142,7 +146,8 @@ def _set_namespace(libc: ctypes.CDLL, descriptor: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
-def _ip(*arguments: str, text: str | None = None) -> None:
+def _ip(*arguments: str, text: str | None = None) -> str:
     done = subprocess.run(["ip", *arguments], input=text, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise NetworkFailure(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
+    return done.stdout
