@@ -103,10 +103,10 @@ class Demo:
                 barriers.start()
                 self._watch(pair.a.engine)
                 lag = _lag(pair.a.engine)
-                began_unix_s = time.time()  # the switch log is written in it
+                before = frozenset(record.id for record in pair.b.agent.switches())
                 killed = self._kill(pair)
                 acknowledged_until = barriers.stop()
-                take_over = self._take_over(pair.b, client, killed, began_unix_s)
+                take_over = self._take_over(pair.b, client, killed, before)
             self._say("counting from the PBX's ledger what had arrived on b ...")
             verdict = check(pair.a.pbx.ledger, pair.b.pbx.copy_to, acknowledged_until)
         return Outcome(
@@ -160,9 +160,9 @@ class Demo:
         self._say("killed: all of a, its engine, its agent and its PBX, with SIGKILL in mid-work")
         return killed
 
-    def _take_over(self, node: HaNode, client: Client, killed: float, since_unix_s: float) -> TakeOver:
+    def _take_over(self, node: HaNode, client: Client, killed: float, before: frozenset[str]) -> TakeOver:
         seen = _Seen()
-        node.agent.until(lambda: self._served(node, seen, since_unix_s), "the take-over", timeout_s=TAKE_OVER_S)
+        node.agent.until(lambda: self._served(node, seen, before), "the take-over", timeout_s=TAKE_OVER_S)
         working_s = _at_work(node) - killed
         self._say(f"b is Active of epoch {seen.record.epoch} and its PBX at work {working_s:.2f} s after the kill")
         node.agent.until(lambda: client.answered_since("udp", seen.address), "an answer to the client")
@@ -177,13 +177,13 @@ class Demo:
             outages_s={name: outage.seconds for name, outage in client.outages(killed).items()},
         )
 
-    def _served(self, node: HaNode, seen: _Seen, since_unix_s: float) -> bool:
+    def _served(self, node: HaNode, seen: _Seen, before: frozenset[str]) -> bool:
         if not seen.address and node.agent.status().holds:
             seen.address = time.monotonic()
             self._say("b holds the cluster IP")
         if seen.address and not seen.engine and node.engine.status().role == "active":
             seen.engine = time.monotonic()
-        records = [one for one in node.agent.switches() if one.begin_unix_s >= since_unix_s and one.to_role == "active"]
+        records = [one for one in node.agent.switches() if one.id not in before and one.to_role == "active"]
         if not seen.engine or not records or records[-1].result == "open":
             return False
         seen.record = records[-1]
