@@ -26,7 +26,7 @@ from ha_agent.arbiter.actions import (
     Subject,
 )
 from ha_agent.arbiter.facts import Actions, note_switch, write
-from ha_agent.arbiter.state import BLOCKED_S, NEVER, RETRY_S, State
+from ha_agent.arbiter.state import BLOCKED_S, NEVER, PROBE_FRESH_S, RETRY_S, State
 from ha_agent.arbiter.values import NO_EPOCH, Cause, Digest, Offer, Permit, Phase, Reason, Refusal
 
 PROBES_ALONE = 3
@@ -345,6 +345,8 @@ def add(s: State, e: Any, out: Actions) -> None:
     s.lease_until = guards.evidence(s) + s.settings.lease_s
     s.renewed_at = s.now
     not_after = min(guards.permit_until(s), s.lease_until)
+    if not s.accept_dual:
+        not_after = min(not_after, s.probe_cleared_at + PROBE_FRESH_S)  # a stall here: somebody may have taken it since
     out.append(AddAddress(epoch=s.epoch, valid_until=s.lease_until, not_after=not_after))
 
 

@@ -1,7 +1,7 @@
 """S1: who holds the cluster IP, and for how long two of them did.
 
 Two holders are a violation at once, but for five excuses.
-*Paused*: a whole machine stood still, its clocks too, and goes on; until its lease is over if its agent can do nothing.
+*Paused*: a whole machine stood still, its clocks too, and goes on; until its lease is over if it cannot act or speak.
 *Parted*: no beat could pass between the nodes, and the Active rested on its carrier alone (single, or no usable
 gateway) or the other one had never seen a gateway: at least two faults that no design tells apart.
 *Forced*: an administrator made a node serve that no beat reaches, and the LAN between the nodes was broken.
@@ -97,8 +97,9 @@ class Holders:
         return "parted" if alone else ""
 
     def _pause_lasts(self, node: Node) -> float:
-        """Until when a machine that went on may hold too long: an agent that can do nothing lets its lease lapse."""
-        return node.settings.lease_s + plan.KERNEL_LATE_S if _helpless(node) else TOGETHER_S
+        """How long a machine that went on may hold: if it cannot act or be heard, as long as its lease has to go."""
+        unheard = _helpless(node) or not self.world.network.connected(node.number)
+        return node.settings.lease_s + plan.KERNEL_LATE_S if unheard else TOGETHER_S
 
     def _filtered(self, newest: Node) -> bool:
         network = self.world.network

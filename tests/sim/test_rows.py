@@ -448,6 +448,13 @@ def test_the_address_is_ordered_when_all_is_durable_probed_and_fresh(hindrance: 
     assert row(after(node(Phase.CLAIMING, **{**CLAIMING, **hindrance}), ev.Tick)) in {None, "claim-late"}
 
 
+@pytest.mark.req("R13")
+def test_the_order_to_add_is_void_as_soon_as_the_probe_is_old() -> None:
+    _, actions = after(node(Phase.CLAIMING, **CLAIMING), ev.Tick)
+    (add,) = (action for action in actions if isinstance(action, act.AddAddress))
+    assert add.not_after == pytest.approx(CLAIMING["probe_cleared_at"] + 0.8)
+
+
 def test_a_claim_by_silence_is_void_when_the_peer_lives_but_not_when_it_left() -> None:
     s = node(Phase.CLAIMING, **CLAIMING)
     assert row(hears(s, beat())) == "alive-after-all"
