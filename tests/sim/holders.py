@@ -57,7 +57,7 @@ class Holders:
             self.parted_at = world.now
         network.look(world.now)
         if self.since is not None:
-            if not parted and not any(_helpless(node) for node in world.nodes):
+            if not (parted or network.loss or any(_helpless(node) for node in world.nodes)):
                 self.together_s += world.now - self.looked_at
             self.looked_at = world.now
             beat_s = world.nodes[0].settings.beat_s

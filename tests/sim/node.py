@@ -429,6 +429,7 @@ class Node:
         self.engine.epoch = max(self.engine.epoch, action.epoch)
         if action.role is act.EngineRole.ACTIVE:
             self.engine.quiesced = False
+            self.engine.data = max(self.engine.data, action.epoch)  # at once: what is drained next is of this epoch
 
     def _start_services(self, action: act.StartServices) -> None:
         self.services = True

@@ -256,6 +256,7 @@ def _loss(world: World, fault: Injected) -> None:
 
     def restore() -> None:
         world.network.loss = world.network.duplicates = world.network.replays = 0.0
+        world.network.mended_at = world.now
         world.network.delay_max_s = 0.003
 
     world.at(fault.seconds, restore)
