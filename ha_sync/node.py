@@ -170,10 +170,7 @@ class Node:
 
     async def _close_ends(self) -> None:
         for endpoint in self._endpoints.values():
-            for end in (endpoint.source, endpoint.sink):
-                if end is not None:
-                    await self._guarded(endpoint, end.close())
-            endpoint.source = endpoint.sink = endpoint.subscriber = None
+            await self._close_end(endpoint)
 
     async def _promote(self) -> tuple[tuple[DatasetName, Finished], ...]:
         """Datasets at once: each is independent, and the PBX waits for the slowest."""
@@ -247,10 +244,12 @@ class Node:
         return membership
 
     async def _close_end(self, endpoint: _Endpoint) -> None:
-        for end in (endpoint.source, endpoint.sink):
+        ends = (endpoint.source, endpoint.sink)
+        # First of all: nobody may ask an end that is being closed how it is.
+        endpoint.source = endpoint.sink = endpoint.subscriber = None
+        for end in ends:
             if end is not None:
                 await self._guarded(endpoint, end.close())
-        endpoint.source = endpoint.sink = endpoint.subscriber = None
 
     async def _guarded(self, endpoint: _Endpoint, work: Awaitable[None]) -> None:
         try:
