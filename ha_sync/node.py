@@ -111,6 +111,7 @@ class Node:
         )
         self.role: Role | None = None
         self.epoch = Epoch(0)
+        self._turning = False  # the ends are being closed: a subscriber would stay at one that nobody ends
         self.active_at = ""  # what the agent says; else the settings
         self._absent: tuple[Epoch, frozenset[DatasetName]] = (Epoch(0), frozenset())
 
@@ -143,13 +144,17 @@ class Node:
             admit(self._state.stored, role=role, epoch=epoch)
             was = self.role or self._state.stored.role
             await asyncio.to_thread(self._state.reserve if role is Role.ACTIVE else self._state.promise, epoch)
-            await self._stop_streams()
-            finished: tuple[tuple[DatasetName, Finished], ...] = ()
-            if role is Role.ACTIVE and was is Role.STANDBY:
-                finished = await self._promote()
-            await self._close_ends()
-            await asyncio.to_thread(self._state.take, role, epoch)
-            self.role, self.epoch = role, epoch
+            self._turning = True
+            try:
+                await self._stop_streams()
+                finished: tuple[tuple[DatasetName, Finished], ...] = ()
+                if role is Role.ACTIVE and was is Role.STANDBY:
+                    finished = await self._promote()
+                await self._close_ends()
+                await asyncio.to_thread(self._state.take, role, epoch)
+                self.role, self.epoch = role, epoch
+            finally:
+                self._turning = False
             for endpoint in self._endpoints.values():
                 endpoint.tasks.append(asyncio.create_task(self._keep_open(endpoint), name=endpoint.settings.name))
             self._report("info", "role taken", {"role": role.value, "epoch": epoch, "finished": len(finished)})
@@ -286,7 +291,8 @@ class Node:
         write: Callable[[bytes], Awaitable[None]],
     ) -> None:
         """Serves one subscriber until it goes. Raises what the subscriber must be told."""
-        endpoint = self._endpoint_for(subscribe)
+        await self._end_publishing(self._endpoint_for(subscribe))
+        endpoint = self._endpoint_for(subscribe)  # again, and no await from here on: the role may have changed
         assert endpoint.source is not None
         publisher = Publisher(
             endpoint.source,
@@ -296,7 +302,6 @@ class Node:
             write=write,
             acknowledged=self._on_acknowledged,
         )
-        await self._end_publishing(endpoint)
         task = endpoint.publishing = asyncio.create_task(publisher.serve(subscribe, messages))
         try:
             await asyncio.shield(task)
@@ -313,7 +318,7 @@ class Node:
 
     @staticmethod
     async def _end_publishing(endpoint: _Endpoint) -> None:
-        if endpoint.publishing is not None:
+        while endpoint.publishing is not None and not endpoint.publishing.done():
             endpoint.publishing.cancel()
             await asyncio.wait([endpoint.publishing])
 
@@ -344,7 +349,7 @@ class Node:
             raise OperatorNeeded(
                 f"refused {subject}", reason=f"kind {subscribe.kind!r} there, {endpoint.settings.kind.value!r} here"
             )
-        if endpoint.source is None:
+        if endpoint.source is None or self._turning:
             raise Retryable(f"refused {subject}", reason=endpoint.fault or "its capture is still starting")
         return endpoint
 
