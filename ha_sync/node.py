@@ -446,7 +446,8 @@ class Node:
                 while not _covers(source.report().acknowledged, target):
                     async with self._acknowledged:
                         with contextlib.suppress(TimeoutError):
-                            await asyncio.wait_for(self._acknowledged.wait(), 0.25)
+                            async with asyncio.timeout(0.25):
+                                await self._acknowledged.wait()
         except TimeoutError:
             report = source.report()
             return f"{name}: {report.backlog} changes not yet on the standby" + (

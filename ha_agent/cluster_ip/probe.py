@@ -137,7 +137,8 @@ class Neighbours:
             await asyncio.sleep(wait_s)
         else:
             try:
-                await asyncio.wait_for(question.answered.wait(), wait_s)
+                async with asyncio.timeout(wait_s):
+                    await question.answered.wait()
             except TimeoutError:
                 pass
         self._on_frames(self._wire.drain())  # this process may have been late, the answer may lie here unread

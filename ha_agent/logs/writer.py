@@ -98,7 +98,8 @@ class LogWriter:
                 written.clear()
                 yield await asyncio.to_thread(read)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(written.wait(), FOLLOW_TICK_S)
+                    async with asyncio.timeout(FOLLOW_TICK_S):
+                        await written.wait()
         finally:
             with self._lock:
                 self._followers.discard(wake)

@@ -72,7 +72,8 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
             changed = self._agent.changed if self._agent is not None else self._ready
             yield await self._status()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), interval_s)
+                async with asyncio.timeout(interval_s):
+                    await changed.wait()
 
     async def _status(self) -> pb.AgentStatus:
         if self._agent is None:

@@ -129,7 +129,8 @@ class EventLog:
                     after_id = event.id
                     yield event
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(written.wait(), FOLLOW_TICK_S)
+                    async with asyncio.timeout(FOLLOW_TICK_S):
+                        await written.wait()
         finally:
             with self._lock:
                 self._followers.discard(wake)

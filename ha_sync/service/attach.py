@@ -94,7 +94,8 @@ class AgentLink:
             self._changed.clear()
             yield self._report()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), REPORT_EVERY_S)
+                async with asyncio.timeout(REPORT_EVERY_S):
+                    await self._changed.wait()
 
     # ---- directives
 
@@ -122,7 +123,8 @@ class AgentLink:
                     told = str(failed)
                     self._report_event("error", "the role cannot be taken", {"reason": told})
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._role_wanted.wait(), ROLE_RETRY_S)
+                    async with asyncio.timeout(ROLE_RETRY_S):
+                        await self._role_wanted.wait()
                 self._role_wanted.set()
                 continue
             told = ""

@@ -24,6 +24,7 @@ WALL_CLOCK_ALLOWED = (
 """Where ``time.time`` may be read: never to decide anything."""
 
 UNFINISHED = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|XX" + r"X)\b")
+WAITED = re.compile(r"wait_for\([\w.]+\.wait\(\), ")
 ASKED = "get_event_loop"
 MACHINE_PATH = re.compile(r"(?<![\w.])/(work|root|home)/\w")
 
@@ -110,6 +111,13 @@ def orphan_tasks(tree: ast.Module) -> list[int]:
             if receiver == "asyncio" or "loop" in receiver:
                 found.append(node.lineno)
     return found
+
+
+def test_no_cancellation_is_swallowed() -> None:
+    """``wait_for`` of Python 3.11 loses one that comes together with the event: ``asyncio.timeout`` does not."""
+    assert not [
+        name for name, text in texts().items() if name.startswith(("ha_sync/", "ha_agent/")) and WAITED.search(text)
+    ]
 
 
 def test_nobody_asks_for_a_loop_that_does_not_run() -> None:

@@ -425,7 +425,8 @@ class NetPair:
         for node in self.nodes.values():
             try:
                 lines += [f"{node.name}: {node.status()}", f"rows {node.rows_taken()[-12:]}"]
-                states = [f"{one.name} {one.state} {one.reason} {one.position}" for one in node.engine_status().datasets]
+                datasets = node.engine_status().datasets
+                states = [f"{one.name} {one.state} {one.reason} {one.position}" for one in datasets]
                 lines.append(f"datasets {states}")
             except Silent as silent:
                 lines.append(str(silent))
