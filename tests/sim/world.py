@@ -250,7 +250,7 @@ class World:
         peer = node.peer
         if (
             moved.cause is Cause.PLANNED
-            and not self.lost_state
+            and not (self.lost_state or peer.holding)
             and ((node.engine.data, node.engine.progress) != (peer.engine.data, peer.engine.progress))
         ):
             mine, theirs = node.engine.digest(), peer.engine.digest()
