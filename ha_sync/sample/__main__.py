@@ -9,11 +9,14 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 
 from ha_sync.sample.ledger import Ledger
 from ha_sync.sample.program import Program
 from ha_sync.sample.settings import PARTS, SampleSettings
+
+STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
 def parse(arguments: Sequence[str]) -> SampleSettings:
@@ -56,11 +59,18 @@ def main(arguments: Sequence[str]) -> int:
     settings = parse(arguments)
     with Ledger(settings.ledger) as ledger:
         program = Program(settings, ledger)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: program.stop())
+        # Not in a handler: it would run in the middle of the wait that it is to end, and stand at that wait's lock.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+        threading.Thread(target=_stop_when_told, args=(program,), name="signals", daemon=True).start()
         program.run(lambda: _say("sample: running"))
         _say(f"sample: stopped, {ledger.count} lines in the ledger")
     return 0
+
+
+def _stop_when_told(program: Program) -> None:
+    while True:
+        signal.sigwait(STOPS)
+        program.stop()
 
 
 def _say(text: str) -> None:

@@ -164,7 +164,7 @@ class Program:
         self._writer_of = {kind: name for name, kinds in WRITERS.items() for kind in kinds}
 
     def stop(self) -> None:
-        """Ask for a clean stop. Safe in a signal handler and from any thread."""
+        """Ask for a clean stop. From any thread, but not in a signal handler: the event has a lock."""
         self._stopping.set()
 
     def run(self, ready: Callable[[], None]) -> None:
