@@ -108,7 +108,7 @@ def _crashes(run: Run, pair: NetPair, client: Client, holders: Holders, rounds: 
     if vrrp:
         run.figures["crash_outage_s"] = median([one + TIMEOUT_S for one in crashes], "s", peer=vrrp)
     run.figures["crash_outage_over_timeout_max_s"] = single(max(crashes), "s", samples=rounds)
-    run.figures["dual_holder_s"] = median([max(frozen)], "s")
+    run.figures["dual_holder_s"] = single(max(frozen), "s", samples=len(frozen))
     run.figures["dual_holder_resume_s"] = single(max(resumed), "s", samples=len(resumed))
     run.figures["self_fault_s"] = median(faults, "s")
     run.figures["self_fault_max_s"] = single(max(faults), "s", samples=rounds)
