@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from ha_agent.arbiter.actions import Alarm, Moved, Refused, RenewAddress, Subject, WouldDo
-from ha_agent.arbiter.values import SERVING, Cause, Phase
+from ha_agent.arbiter.values import SERVING, TAKING, Cause, Phase
 from ha_agent.health import Condition, HealthVector
 from ha_agent.heartbeat.detector import Way
 from ha_agent.heartbeat.seal import Rejected, Rejection
@@ -40,7 +40,6 @@ ROLE_OF = {
 }
 """The role that an administrator sees, of each phase."""
 
-TAKING = frozenset({Phase.CANDIDATE, Phase.CLAIMING, Phase.ADDING})
 HANDING = frozenset({Phase.QUIESCING, Phase.OFFERING, Phase.RELEASING})
 LOST = frozenset({"lease-lapsed", "address-absent", "outranked", "stop"})
 REFUSED = "switch-refused"
@@ -63,7 +62,6 @@ class _Open:
     """A switch that is going on."""
 
     id: SwitchId
-    began: float
     since: float  # when its present part began
     serving: bool = False  # the address is here, the services are being started
 
@@ -118,8 +116,10 @@ class Chronicle:
         elif self._open is not None and not self._open.serving:
             self._end(Result.ABORTED, now, error=move.why)
 
-    def started(self, outcome: Outcome, *, now: float) -> None:
-        """The services were started after a take-over."""
+    def started(self, outcome: Outcome, *, now: float, finished: Mapping[str, int] | None = None) -> None:
+        """The services were started after a take-over; ``finished``: what the promotion had done before, counted."""
+        if self._open is not None and finished:
+            self._switches.add(self._open.id, finished={what: str(count) for what, count in finished.items()})
         self._end_part(Part.SERVICES, now)
         failed = ", ".join(f"{step.service}: {step.verb.value} {step.reason}" for step in outcome.failures)
         self._end(Result.FAILED if failed else self._done, now, error=failed)
@@ -219,7 +219,7 @@ class Chronicle:
 
     def _begin(self, move: Moved, now: float, *, role_before: str, role_after: str, trigger: str = "") -> None:
         entry = self._entry(move, now, role_before=role_before, role_after=role_after, trigger=trigger)
-        self._open = _Open(id=entry, began=now, since=now)
+        self._open = _Open(id=entry, since=now)
 
     def _entry(self, move: Moved, now: float, *, role_before: str, role_after: str, trigger: str) -> SwitchId:
         scene = self._scene()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -218,7 +219,9 @@ class Deeds:
         self._parts.duty.start(action.epoch, done=self._started)
 
     def _started(self, outcome: ServicesOutcome) -> None:
-        self._parts.chronicle.started(outcome, now=self._clock())
+        engine = self._parts.engine.report
+        finished = Counter(f"{one.dataset}: {one.what}" for one in engine.finished) if engine is not None else None
+        self._parts.chronicle.started(outcome, now=self._clock(), finished=finished)
 
     def _stop_services(self, _action: act.StopServices) -> None:
         self._parts.duty.stop()

@@ -26,7 +26,7 @@ from ha_agent.arbiter.actions import Action
 from ha_agent.arbiter.beat import beat_of
 from ha_agent.arbiter.state import Engine, State
 from ha_agent.arbiter.step import step
-from ha_agent.arbiter.values import SERVING, Digest, Epoch, Mac, Phase
+from ha_agent.arbiter.values import SERVING, Digest, Epoch, Mac
 from ha_agent.cluster_ip.links import Change, Overflow
 from ha_agent.cluster_ip.netlink import AddressFacts, LinkFacts
 from ha_agent.health import HealthVector
@@ -298,11 +298,6 @@ class Agent:
             positions=positions,
             silent_s=state.now - state.heard_at if peer is not None else None,
         )
-
-    @property
-    def left(self) -> bool:
-        """Whether it was stopped and holds nothing."""
-        return self.state.phase is Phase.LEFT and not self.state.holds
 
 
 def _position(data: int, progress: int, digest: str) -> str:

@@ -11,10 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ha_agent.arbiter.actions import Moved, Refused
-from ha_agent.arbiter.values import NO_EPOCH, SERVING, Cause, Epoch, Phase, Reason
+from ha_agent.arbiter.values import NO_EPOCH, SERVING, TAKING, Cause, Epoch, Phase, Reason
 
 FORCED = frozenset({"force-dead", "force-idle"})
-TAKING = frozenset({Phase.CANDIDATE, Phase.CLAIMING, Phase.ADDING})
 HOLDING = SERVING | {Phase.RELEASING}
 GIVEN_UP = {
     "claim-answered": Reason.FOREIGN_HOLDER,

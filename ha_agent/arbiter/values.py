@@ -51,6 +51,7 @@ class Phase(enum.Enum):
 
 WAITING = frozenset({Phase.STARTING, Phase.STANDBY, Phase.FENCED})
 SERVING = frozenset({Phase.ACTIVE, Phase.QUIESCING, Phase.OFFERING})
+TAKING = frozenset({Phase.CANDIDATE, Phase.CLAIMING, Phase.ADDING})
 
 
 class Policy(enum.Enum):

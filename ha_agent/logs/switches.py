@@ -67,6 +67,7 @@ class Switch:
     own_health: dict[str, str]
     peer_health: dict[str, str]
     positions: dict[str, str]
+    finished: dict[str, str]  # what the promotion finished for the dead node: "dataset: what" and how often
     phases_s: dict[str, float]
     result: Result
     error: str
@@ -117,9 +118,9 @@ class SwitchLog:
         self._writer.put(_update(switch, {}, phase=(phase.value, round(seconds, 6))))
 
     def add(self, switch: SwitchId, **facts: Facts | int | str) -> None:
-        """What became known later: ``epoch``, ``reason``, ``own_health``, ``peer_health``, ``positions``."""
+        """What became known later, each by the name of its field."""
         assert switch in self._begun, switch
-        assert facts.keys() <= {"epoch", "reason", "own_health", "peer_health", "positions"}, facts
+        assert facts.keys() <= {"epoch", "reason", "own_health", "peer_health", "positions", "finished"}, facts
         plain = {key: value if isinstance(value, int) else _told(value) for key, value in facts.items()}
         self._writer.put(_update(switch, plain))
 
@@ -170,7 +171,8 @@ def read_switches(
     order = "revision ASC" if onward else "id DESC"
     statement = (
         "SELECT key, revision, begun_unix_s, took_s, trigger_, reason, epoch, role_before, role_after, own_health, "
-        "peer_health, positions, phases_s, result, error FROM switch WHERE begun_unix_s >= ? AND revision > ? "
+        "peer_health, positions, phases_s, result, error, finished "
+        "FROM switch WHERE begun_unix_s >= ? AND revision > ? "
         f"{of_result}ORDER BY {order} LIMIT ?"
     )
     values = [since_unix_s, after_revision, *([] if result is None else [result.value]), limit]
@@ -187,6 +189,7 @@ def prepare_switches(database: Database) -> None:
         "revision INTEGER NOT NULL, begun_unix_s REAL NOT NULL, took_s REAL, trigger_ TEXT NOT NULL, "
         "reason TEXT NOT NULL, epoch INTEGER NOT NULL, role_before TEXT NOT NULL, role_after TEXT NOT NULL, "
         "own_health TEXT NOT NULL, peer_health TEXT NOT NULL, positions TEXT NOT NULL, "
+        "finished TEXT NOT NULL DEFAULT '{}', "
         "phases_s TEXT NOT NULL DEFAULT '{}', result TEXT NOT NULL DEFAULT 'open', error TEXT NOT NULL DEFAULT '')"
     )
     database.table("switch").create_index(["revision"], if_not_exists=True)
@@ -238,7 +241,9 @@ def _update(key: str, changes: Mapping[str, object], phase: tuple[str, float] | 
     return job
 
 
-def _switch(row: tuple[str, int, float, float | None, str, str, int, str, str, str, str, str, str, str, str]) -> Switch:
+def _switch(
+    row: tuple[str, int, float, float | None, str, str, int, str, str, str, str, str, str, str, str, str],
+) -> Switch:
     begun_unix_s, took_s = row[2], row[3]
     return Switch(
         id=SwitchId(row[0]),
@@ -254,6 +259,7 @@ def _switch(row: tuple[str, int, float, float | None, str, str, int, str, str, s
         own_health=json.loads(row[9]),
         peer_health=json.loads(row[10]),
         positions=json.loads(row[11]),
+        finished=json.loads(row[15]),
         phases_s=json.loads(row[12]),
         result=Result(row[13]),
         error=row[14],

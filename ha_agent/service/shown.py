@@ -84,6 +84,7 @@ def switch_of(switch: Switch) -> pb.SwitchRecord:
         health=switch.own_health,
         peer_health=switch.peer_health,
         positions=switch.positions,
+        finished={what: int(count) for what, count in switch.finished.items()},
         error=switch.error,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from ha_proto.agent.v1 import agent_pb2 as pb
-from ha_sync.cli.output import GAP
+from ha_sync.cli.output import GAP, plain
 from ha_sync.cli.reasons import words
 from ha_sync.cli.times import moment
 
@@ -35,7 +35,9 @@ def lines_of(record: pb.SwitchRecord) -> list[str]:
         _took(record),
         _phases(record),
     )
-    return [_row(row), *(f"    {name}: {text}" for name, text in _why(record))]
+    finished = ", ".join(f"{plain(what)} ({record.finished[what]})" for what in sorted(record.finished))
+    below = [*_why(record), *([("finished for the dead node", finished)] if finished else [])]
+    return [_row(row), *(f"    {name}: {text}" for name, text in below)]
 
 
 def summary(record: pb.SwitchRecord) -> str:

@@ -44,13 +44,13 @@ def hindrance() -> tuple[str, str] | None:
         return "the command `ip` is not installed", "install the package iproute2, or run it without --netns"
     name = f"ha-{uuid.uuid4().hex[:6]}-try"
     try:
-        _ip("netns", "add", name)
-        _ip("-n", name, "link", "add", "v0", "type", "veth", "peer", "name", "v1")
+        ip("netns", "add", name)
+        ip("-n", name, "link", "add", "v0", "type", "veth", "peer", "name", "v1")
     except NetworkFailure as failure:
         return str(failure), "run it on a host whose kernel allows namespaces and veth, or without --netns"
     finally:
         with contextlib.suppress(NetworkFailure):
-            _ip("netns", "del", name)
+            ip("netns", "del", name)
     return None
 
 
@@ -69,10 +69,10 @@ class Network:
         """Removes all namespaces, whatever of them there is, and ends what still runs in them."""
         for host in (WIRES, *LAN):
             with contextlib.suppress(NetworkFailure):
-                for pid in _ip("netns", "pids", self.name(host)).split():
+                for pid in ip("netns", "pids", self.name(host)).split():
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(int(pid), signal.SIGKILL)
-                _ip("netns", "del", self.name(host))
+                ip("netns", "del", self.name(host))
 
     def __enter__(self) -> Self:
         return self
@@ -115,29 +115,39 @@ class Network:
 
     def _build(self) -> None:
         for host in (WIRES, *LAN):
-            _ip("netns", "add", self.name(host))
-            self._batch(host, "link set lo up")
+            ip("netns", "add", self.name(host))
+            self.batch(host, "link set lo up")
         for bridge in ("br-lan", "br-cable"):
-            self._batch(
+            self.batch(
                 WIRES, f"link add {bridge} type bridge forward_delay 0 mcast_snooping 0", f"link set {bridge} up"
             )
-        for host, address in LAN.items():
-            self._plug(host, "eth0", "br-lan", address)
-        for host, address in CABLE.items():
-            self._plug(host, "cable0", "br-cable", address)
+        for device, bridge, hosts in (("eth0", "br-lan", LAN), ("cable0", "br-cable", CABLE)):
+            for host in hosts:
+                self._plug(host, device, bridge)
 
-    def _plug(self, host: str, device: str, bridge: str, address: str) -> None:
+    def addresses(self, host: str, device: str) -> tuple[str, ...]:
+        """What the host has on this port, each with its prefix length."""
+        return (f"{(LAN if device == 'eth0' else CABLE)[host]}/{PREFIX}",)
+
+    def _plug(self, host: str, device: str, bridge: str) -> None:
         port = f"{host}-{device}"
-        self._batch(
+        self.batch(
             WIRES,
             f"link add {port} type veth peer name {device} netns {self.name(host)}",
             f"link set {port} master {bridge}",
             f"link set {port} up",
         )
-        self._batch(host, f"link set {device} up", f"addr add {address}/{PREFIX} dev {device}")
+        nodad = {address: " nodad" if ":" in address else "" for address in self.addresses(host, device)}
+        self.batch(
+            host,
+            f"link set {device} addrgenmode none",  # no duplicate detection of link-local addresses to wait for
+            f"link set {device} up",
+            *(f"addr add {address} dev {device}{mark}" for address, mark in nodad.items()),
+        )
 
-    def _batch(self, host: str, *lines: str) -> None:
-        _ip("-n", self.name(host), "-batch", "-", text="\n".join(lines))
+    def batch(self, host: str, *lines: str) -> None:
+        """Lines for ``ip -batch`` in the namespace. Raises NetworkFailure."""
+        ip("-n", self.name(host), "-batch", "-", text="\n".join(lines))
 
 
 def _set_namespace(libc: ctypes.CDLL, descriptor: int) -> None:
@@ -146,7 +156,8 @@ def _set_namespace(libc: ctypes.CDLL, descriptor: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
-def _ip(*arguments: str, text: str | None = None) -> str:
+def ip(*arguments: str, text: str | None = None) -> str:
+    """What ``ip`` prints. Raises NetworkFailure."""
     done = subprocess.run(["ip", *arguments], input=text, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise NetworkFailure(f"ip {' '.join(arguments)}: {done.stderr.strip()}")

@@ -147,8 +147,9 @@ class AgentLink:
             self._report_event("error", "a directive of the agent was refused", {"reason": error.sentence()})
             return
         if role is Role.ACTIVE:
+            # The same role said again finishes nothing more; another epoch's promotion is another.
+            self._progress.finished = finished if epoch != self._progress.promoted else self._progress.finished
             self._progress.promoted = epoch
-            self._progress.finished = finished or self._progress.finished
 
     async def _quiesce(self, wanted: pb.QuiesceDirective) -> None:
         """The PBX is stopped: everything it did is captured and brought to the Standby, or what is missing is said."""
@@ -182,10 +183,6 @@ class AgentLink:
             self._quiescing = None
 
     # ---- reports
-
-    def changed(self) -> None:
-        """Something moved that the agent should hear of without waiting."""
-        self._changed.set()
 
     def _report(self) -> pb.EngineReport:
         node, progress = self._node, self._progress

@@ -17,7 +17,7 @@ import pytest
 from ha_agent.engine_link import DIRECTIVES_MAX, Drained, EngineLink
 from ha_proto.agent.v1 import agent_pb2 as pb
 from ha_proto.agent.v1 import agent_pb2_grpc
-from ha_sync.core.dataset import Role
+from ha_sync.core.dataset import Finished, Role
 from ha_sync.core.standing import Standing
 from ha_sync.errors import Fenced, Retryable
 from ha_sync.service.attach import AgentLink
@@ -38,6 +38,7 @@ class FakeNode:
         self.fails: list[Exception] = []
         self.waits: list[Exception] = []
         self.missing: tuple[str, ...] = ()
+        self.finishes: dict[int, tuple[Any, ...]] = {}  # by the promotion of an epoch
         self.replicated = asyncio.Event()
         self.replicated.set()
         self.asked = asyncio.Event()  # somebody waits for the replication
@@ -47,7 +48,7 @@ class FakeNode:
             raise self.fails.pop(0)
         self.taken.append((role.value, epoch))
         self.role, self.epoch, self.promised = role, epoch, max(epoch, self.promised)
-        return ()
+        return self.finishes.pop(epoch, ())
 
     async def wait_replicated(self, names: tuple[str, ...], *, timeout_s: float) -> tuple[str, ...]:
         assert names == (), "all datasets"
@@ -179,12 +180,33 @@ async def test_an_agent_that_starts_anew_finds_the_engine_again(run_dir: Path) -
 
 
 async def test_a_newer_engine_ends_the_call_of_the_older(ends: Ends) -> None:
+    async def reports(node_id: str) -> AsyncIterator[pb.EngineReport]:
+        yield pb.EngineReport(node_id=node_id)
+        await asyncio.Event().wait()
+
     ends.link.direct("standby", 1, active_at="")
-    old, new = FakeNode(), FakeNode()
-    async with attached(ends.path, old):
-        await ends.until_reported(lambda report: report.role == "standby")
-        async with attached(ends.path, new):
-            await ends.until(lambda: new.taken == [("standby", 1)])
+    older, newer = ends.link.serve(reports("older")), ends.link.serve(reports("newer"))
+    assert (await anext(older)).role.epoch == 1
+    assert (await anext(newer)).role.epoch == 1
+    with pytest.raises(StopAsyncIteration):
+        await anext(older)
+    await ends.until_reported(lambda report: report.node_id == "newer")
+    assert ends.lost == 0, "the end of the older call is not the loss of the newer engine"
+    await newer.aclose()
+
+
+@pytest.mark.req("R26")
+async def test_what_a_promotion_finished_is_told_until_the_next_epoch(ends: Ends) -> None:
+    node = FakeNode()
+    node.finishes = {2: (("spool", Finished(what="call file kept", subject="c")),)}
+    ends.link.direct("active", 2, active_at="")
+    async with attached(ends.path, node):
+        report = await ends.until_reported(lambda report: report.promoted == 2)
+        assert [one.what for one in report.finished] == ["call file kept"]
+        ends.link.direct("active", 2, active_at="")  # said again: nothing is finished twice, nothing is forgotten
+        ends.link.direct("active", 4, active_at="")
+        report = await ends.until_reported(lambda report: report.promoted == 4)
+        assert not report.finished
 
 
 @pytest.mark.req("R6")

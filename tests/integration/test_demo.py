@@ -118,7 +118,7 @@ def test_in_namespaces_a_client_asks_the_real_address_by_arp_and_udp(place: Path
 @pytest.mark.skipif(HINDRANCE is not None, reason=str(HINDRANCE))
 def test_a_network_that_fails_half_way_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     before = namespaces()
-    monkeypatch.setattr(netns.Network, "_plug", lambda *_: netns._ip("link", "no-such-verb"))
+    monkeypatch.setattr(netns.Network, "_plug", lambda *_: netns.ip("link", "no-such-verb"))
     with pytest.raises(netns.NetworkFailure, match="no-such-verb"):
         netns.Network()
     assert namespaces() <= before

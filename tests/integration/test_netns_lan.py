@@ -40,7 +40,7 @@ def shared() -> Iterator[netns.Net]:
 @pytest.fixture
 def net(shared: netns.Net) -> Iterator[netns.Net]:
     yield shared
-    for host in netns.LAN_HOSTS:
+    for host in netns.LAN:
         for plain in (f"{FOUR}/32", f"{SIX}/128"):
             shared.run(host, "sh", "-c", f"ip addr del {plain} dev eth0 2>/dev/null || true")
         shared.run(host, "ip", "neigh", "flush", "dev", "eth0")

@@ -85,6 +85,13 @@ def test_a_take_over_has_its_phases_epoch_positions_and_both_health_vectors(told
     assert switch.positions == SCENE.positions
 
 
+@pytest.mark.req("R26", "R31")
+def test_what_the_promotion_finished_for_the_dead_node_stands_in_its_entry(told: Told) -> None:
+    told.takes_over()
+    told.chronicle.started(STARTED, now=11.3, finished={"recordings: header repaired": 12, "spool: call file kept": 1})
+    assert told.switches[0].finished == {"recordings: header repaired": "12", "spool: call file kept": "1"}
+
+
 @pytest.mark.req("R31")
 def test_a_take_over_whose_services_fail_is_a_failure_that_names_them(told: Told) -> None:
     told.takes_over()

@@ -84,6 +84,16 @@ def test_switches_are_a_table_with_reason_and_error_below(agent: FakeAgent, run:
     assert agent.asked == [agent_pb2.ListSwitchesRequest(since_unix_s=1_700_000_000, limit=5)]
 
 
+@pytest.mark.req("R26", "R31")
+def test_what_a_promotion_finished_stands_below_its_switch(agent: FakeAgent, run: Run) -> None:
+    finished = {"spool: call file kept": 1, "recordings: header repaired": 12}
+    agent.answers["ListSwitches"] = [agent_pb2.SwitchRecord(begin_unix_s=1.0, result="done", finished=finished)]
+    _, out, _ = run("switch")
+    assert out.splitlines()[-1] == (
+        "    finished for the dead node: recordings: header repaired (12), spool: call file kept (1)"
+    )
+
+
 @pytest.mark.req("R31")
 def test_switches_as_json_have_health_and_positions_and_can_be_chosen_by_result(agent: FakeAgent, run: Run) -> None:
     code, out, _ = run("switch", "--json", "--result", "done")

@@ -755,6 +755,26 @@ class SwitchRecord(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class FinishedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ID_FIELD_NUMBER: _builtins.int
     BEGIN_UNIX_S_FIELD_NUMBER: _builtins.int
     END_UNIX_S_FIELD_NUMBER: _builtins.int
@@ -770,6 +790,7 @@ class SwitchRecord(_message.Message):
     POSITIONS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     TOOK_S_FIELD_NUMBER: _builtins.int
+    FINISHED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     begin_unix_s: _builtins.float
     end_unix_s: _builtins.float
@@ -796,6 +817,10 @@ class SwitchRecord(_message.Message):
     def peer_health(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
     def positions(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def finished(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """what the promotion finished for the dead node, "dataset: what", and how often"""
+
     def __init__(
         self,
         *,
@@ -814,10 +839,11 @@ class SwitchRecord(_message.Message):
         positions: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         error: _builtins.str = ...,
         took_s: _builtins.float | None = ...,
+        finished: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_end_unix_s", b"_end_unix_s", "_took_s", b"_took_s", "end_unix_s", b"end_unix_s", "took_s", b"took_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end_unix_s", b"_end_unix_s", "_took_s", b"_took_s", "begin_unix_s", b"begin_unix_s", "end_unix_s", b"end_unix_s", "epoch", b"epoch", "error", b"error", "from_role", b"from_role", "health", b"health", "id", b"id", "peer_health", b"peer_health", "phases_s", b"phases_s", "positions", b"positions", "reason", b"reason", "result", b"result", "to_role", b"to_role", "took_s", b"took_s", "trigger", b"trigger"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end_unix_s", b"_end_unix_s", "_took_s", b"_took_s", "begin_unix_s", b"begin_unix_s", "end_unix_s", b"end_unix_s", "epoch", b"epoch", "error", b"error", "finished", b"finished", "from_role", b"from_role", "health", b"health", "id", b"id", "peer_health", b"peer_health", "phases_s", b"phases_s", "positions", b"positions", "reason", b"reason", "result", b"result", "to_role", b"to_role", "took_s", b"took_s", "trigger", b"trigger"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__end_unix_s: _TypeAlias = _typing.Literal["end_unix_s"]  # noqa: Y015
     _WhichOneofArgType__end_unix_s: _TypeAlias = _typing.Literal["_end_unix_s", b"_end_unix_s"]  # noqa: Y015
