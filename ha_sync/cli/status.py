@@ -5,10 +5,12 @@ Either of the two may be missing: the other is shown, and it is said why there i
 
 from __future__ import annotations
 
+import signal
 import sys
-import time
+import threading
 from dataclasses import dataclass
 from datetime import datetime
+from types import FrameType
 
 import click
 
@@ -89,16 +91,27 @@ def _agent(path: str) -> agent_pb2.AgentStatus | HaSyncError:
 
 
 def _watch(engine_path: str, agent_path: str, *, interval: float, as_json: bool) -> None:
+    over = threading.Event()
+
+    def interrupted(_number: int, _frame: FrameType | None) -> None:
+        # Remembered too: an interrupt that strikes within a finalizer is printed by Python and forgotten.
+        over.set()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupted)
     told = ""
-    while True:
-        look = look_at(engine_path, agent_path)
-        on_terminal = sys.stdout.isatty() and not as_json
-        missing = look.missing.sentence() if look.missing else ""
-        if look.missing and missing != told and not on_terminal:
-            say(look.missing)  # once an edge, so that a pipe of lines stays readable
-        told = missing
-        _show_update(look, as_json=as_json, on_terminal=on_terminal)
-        time.sleep(interval)
+    try:
+        while not over.is_set():
+            look = look_at(engine_path, agent_path)
+            on_terminal = sys.stdout.isatty() and not as_json
+            missing = look.missing.sentence() if look.missing else ""
+            if look.missing and missing != told and not on_terminal:
+                say(look.missing)  # once an edge, so that a pipe of lines stays readable
+            told = missing
+            _show_update(look, as_json=as_json, on_terminal=on_terminal)
+            over.wait(interval)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _show(look: Look, *, as_json: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,6 +137,29 @@ def test_an_interrupted_watch_is_done_not_failed(engine: FakeEngine, socket: str
         finally:
             process.kill()
     assert (process.returncode, err) == (0, f"ha-sync: {no_agent(socket)}\n")
+
+
+INTERRUPTED_IN_A_FINALIZER = """
+import os, signal, sys
+from ha_sync.cli import main, status
+
+class Strikes:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):
+            pass  # here the handler runs, and Python forgets what it raises
+
+show = status._show_update
+status._show_update = lambda look, **how: (show(look, **how), Strikes())
+main.main(sys.argv[1:])
+"""
+
+
+def test_an_interrupt_that_strikes_within_a_finalizer_ends_a_watch_too(engine: FakeEngine, socket: str) -> None:
+    line = [sys.executable, "-c", INTERRUPTED_IN_A_FINALIZER, "status", "--watch", "--interval", "60"]
+    done = subprocess.run([*line, "--socket", socket], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Exception ignored in" in done.stderr
 
 
 @pytest.mark.req("R22")
