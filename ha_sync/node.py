@@ -50,6 +50,9 @@ GATE_BULK_BYTES = 16 * MIB
 """Under way in all streams together; bulk leaves the rest of it to what is live."""
 
 OPEN_RETRY_S = 5.0
+CAPTURE_S = 10.0
+"""So long a promotion waits for the captures; the phones wait for it."""
+
 CODEC_THREADS = 2
 
 
@@ -73,6 +76,7 @@ class _Endpoint:
     subscriber: Subscriber | None = None
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     publishing: asyncio.Task[None] | None = None
+    tried: asyncio.Event = field(default_factory=asyncio.Event)  # in this role: opened, or failed once
     fault: str = ""
 
 
@@ -156,9 +160,23 @@ class Node:
             finally:
                 self._turning = False
             for endpoint in self._endpoints.values():
+                endpoint.tried.clear()
                 endpoint.tasks.append(asyncio.create_task(self._keep_open(endpoint), name=endpoint.settings.name))
+            if role is Role.ACTIVE:
+                await self._captures_begun()
             self._report("info", "role taken", {"role": role.value, "epoch": epoch, "finished": len(finished)})
             return finished
+
+    async def _captures_begun(self) -> None:
+        """The PBX is started when this returns: a database that a program has open takes no triggers."""
+        waiting = [endpoint for endpoint in self._endpoints.values() if not endpoint.tried.is_set()]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CAPTURE_S):
+                for endpoint in waiting:
+                    await endpoint.tried.wait()
+        late = [endpoint.settings.name for endpoint in waiting if not endpoint.tried.is_set()]
+        if late:
+            self._report("warning", "capture is still starting", {"datasets": ", ".join(late), "seconds": CAPTURE_S})
 
     async def close(self) -> None:
         """Stops everything; what other programs need (triggers, guards) stays."""
@@ -207,6 +225,7 @@ class Node:
         while True:
             try:
                 await self._open(endpoint)
+                endpoint.tried.set()
                 if endpoint.subscriber is None:
                     return
                 await endpoint.subscriber.run()
@@ -215,6 +234,7 @@ class Node:
             except Exception as error:  # a bug in one dataset must not stop the others; it is reported
                 log.exception("dataset failed", extra={"dataset": endpoint.settings.name})
                 endpoint.fault = f"internal error: {error!r}"
+            endpoint.tried.set()
             self._report("error", "dataset failed", {"dataset": endpoint.settings.name, "reason": endpoint.fault})
             await asyncio.sleep(OPEN_RETRY_S)
             await self._close_end(endpoint)

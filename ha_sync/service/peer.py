@@ -162,6 +162,7 @@ class PeerWatch:
         self._report = report
         self.connected = False
         self.reason = ""
+        self._seen: tuple[str, ...] = ()
         self._told: tuple[str, ...] = ()
 
     async def run(self) -> None:
@@ -185,7 +186,9 @@ class PeerWatch:
         faults = self._differences(theirs)
         if faults:
             self.reason = "; ".join(faults)
-        if faults != self._told:
+        # Twice in a row: while the roles change each node learns of it at a moment of its own.
+        lasting, self._seen = faults == self._seen, faults
+        if lasting and faults != self._told:
             for fault in faults:
                 self._report("error", "the nodes do not agree", {"reason": fault})
             self._told = faults

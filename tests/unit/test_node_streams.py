@@ -96,6 +96,28 @@ async def node(tmp_path: Path) -> AsyncIterator[HeldNode]:
     state.close()
 
 
+@pytest.mark.req("R26")
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_promotion_is_done_when_every_capture_has_begun_or_failed(
+    node: HeldNode, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    may_open = asyncio.Event()
+
+    async def opens(_source: HeldSource, _epoch: Epoch) -> None:
+        await may_open.wait()
+        if fails:
+            raise OSError("no such disk")
+
+    monkeypatch.setattr(HeldSource, "open", opens)
+    node.sources[0].may_close.set()
+    changing = asyncio.create_task(node.set_role(Role.ACTIVE, Epoch(4)))
+    await _until(lambda: len(node.sources) == 2)
+    assert not changing.done(), "the PBX would be started before its databases are captured"
+    may_open.set()
+    async with asyncio.timeout(20):
+        await changing
+
+
 async def _until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not condition():
