@@ -354,11 +354,12 @@ def serve(s: State, e: Any, out: Actions) -> None:
     """Active: tell the LAN, the engine, the services, the peer."""
     if s.cause.automatic and s.peer_held:
         note_switch(s, s.epoch, s.now)
+    why = policy.reasons(s)  # before the own epoch is the one to be up to date with
     s.followed = s.directed = s.epoch
     s.peer_held = False
     s.refuses = None
-    if policy.reasons(s) and s.cause is Cause.SILENCE:
-        out.append(Alarm(subject=Subject.NOT_READY, raised=True, reasons=policy.reasons(s)))
+    if why and s.cause is Cause.SILENCE:
+        out.append(Alarm(subject=Subject.NOT_READY, raised=True, reasons=why))
     forget_attempts(s)
     announce(s, e, out)
     out.append(DirectEngine(role=EngineRole.ACTIVE, epoch=s.epoch))

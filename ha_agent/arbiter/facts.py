@@ -107,6 +107,8 @@ def _beat(s: State, e: ev.BeatHeard, out: Actions) -> None:
         s.claim_evidence = max(s.claim_evidence, e.echoed_at)
     if beat.promised > s.book.promised:
         write(s, out, promised=beat.promised)
+    if beat.serves:
+        s.served_at = s.now
     if beat.serves and beat.epoch > s.followed:
         s.followed = beat.epoch
         s.peer_held = True
@@ -202,6 +204,8 @@ def _store_failed(s: State, e: ev.BookFailed, out: Actions) -> None:
 
 def _engine(s: State, e: ev.EngineReported, out: Actions) -> None:
     s.engine = e.engine
+    if e.engine.current:
+        s.current_at = s.now
     # An engine that has seen a higher epoch refuses to serve below it: then the next one is above that.
     promised = max(s.book.promised, e.engine.promised)
     write(s, out, data=e.engine.data, sound=e.engine.sound, promised=promised)

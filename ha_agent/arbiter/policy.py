@@ -7,6 +7,7 @@ as soon as each has heard the other's newest beat.
 from __future__ import annotations
 
 from ha_agent.arbiter.state import (
+    CURRENT_GRACE_S,
     GATEWAY_WAIT_S,
     HOLD_AFTER,
     HOLD_WINDOW_S,
@@ -107,13 +108,18 @@ def informed(s: State) -> bool:
     return up_s >= LINK_SETTLE_S and (lan_seen(s) or up_s >= GATEWAY_WAIT_S)
 
 
+def in_step(s: State) -> bool:
+    """Whether my data was up to date when an Active was last heard: a dead one has no stream to be connected to."""
+    return s.current_at != NEVER and s.served_at - s.current_at <= CURRENT_GRACE_S
+
+
 def reasons(s: State) -> tuple[Reason, ...]:
     """Why this node is not ready to take the role over."""
     found = list(s.contradictions)
     engine = s.engine
     if engine is None:
         found.append(Reason.ENGINE_GONE)
-    elif not engine.current or engine.data != s.followed:
+    elif not in_step(s) or engine.data != s.followed:
         found.append(Reason.BEHIND)
     if not sound(s):
         found.append(Reason.UNSOUND)

@@ -91,6 +91,9 @@ STORE_EVERY_S = 1.0
 ADD_WAIT_S = 1.0
 BLOCKED_S = 1.0
 RETRY_S = 2.0
+CURRENT_GRACE_S = 2.0
+"""A stream that is dialled again, and one that ended just before its Active fell silent, make nobody unready."""
+
 HOLD_WINDOW_S = 900.0
 HOLD_AFTER = 2
 SWITCHES_KEPT = 4
@@ -126,7 +129,7 @@ class Engine:
 
     data: Epoch
     sound: bool
-    current: bool  # as a Standby: lag within bounds
+    current: bool  # as a Standby: every stream is connected and none is in a full sync
     progress: int
     digest: Digest
     backup: bool = False
@@ -201,6 +204,8 @@ class State:
     retry_at: float = NEVER
 
     engine: Engine | None = None
+    current_at: float = NEVER  # the engine last said that it is in step with the Active
+    served_at: float = NEVER  # the peer was last heard to serve
     faults: frozenset[Fault] = frozenset()
     spent: frozenset[str] = frozenset()  # causes that switched once and were not seen good since
 

@@ -44,6 +44,7 @@ class EngineModel:
             return
         if peer is None or not peer.up or peer.role is not EngineRole.ACTIVE or peer.epoch < self.epoch:
             self.sync_until = None
+            self.current = False  # no Active, no stream
             return
         if self.data != peer.data:
             self._sync(now, peer)

@@ -6,7 +6,8 @@ import pytest
 
 from ha_agent.arbiter import actions as act
 from ha_agent.arbiter import events as ev
-from ha_agent.arbiter.values import Cause, Phase, Policy
+from ha_agent.arbiter import policy as policy_rules
+from ha_agent.arbiter.values import Cause, Phase, Policy, Reason
 from tests.sim.stage import ALARM_ONLY, CRASHED, alarms, pair, rows, stays, takes_over
 from tests.sim.world import World
 
@@ -157,6 +158,26 @@ def test_an_unready_standby_takes_over_from_the_dead_by_policy(policy: Policy) -
     assert world.nodes[1].holding is (policy is Policy.AVAILABILITY)
     if policy is Policy.AVAILABILITY:
         assert act.Subject.NOT_READY in alarms(world.nodes[1])
+
+
+@pytest.mark.req("R11")
+@pytest.mark.parametrize("policy", [Policy.AVAILABILITY, Policy.CONSISTENCY])
+def test_a_standby_that_was_in_step_is_ready_though_its_streams_died_with_the_active(policy: Policy) -> None:
+    for seed in range(5):
+        world = pair(seed, preference=policy)
+        world.nodes[0].power_off()
+        takes_over(world, 1, limit_s=4.0)
+        assert act.Subject.NOT_READY not in alarms(world.nodes[1])
+
+
+@pytest.mark.req("R11")
+def test_a_standby_whose_streams_are_gone_while_the_active_lives_is_not_ready() -> None:
+    world = pair(1)
+    world.nodes[1].engine.slow = True
+    world.run(60.0)
+    agent = world.nodes[1].agent
+    assert agent is not None
+    assert policy_rules.reasons(agent) == (Reason.BEHIND,)
 
 
 @pytest.mark.parametrize("policy", [Policy.AVAILABILITY, Policy.CONSISTENCY])
