@@ -5,8 +5,8 @@ that only these two understand (protobuf messages of their kind), so the channel
 files. A question is stateless: it may be asked again after a disconnect, and a run goes on where its cursor stands.
 
 What differs is looked at again after a barrier before it counts, so that what is merely in flight is never a finding.
-Repair goes through the live stream alone: the source sends the object again, and the examiner asks once more. Pure: only
-types. Sizes in bytes, wall-clock times in seconds since 1970.
+Repair goes through the live stream alone: the source sends the object again, and the examiner asks once more. Pure:
+only types. Sizes in bytes, wall-clock times in seconds since 1970.
 """
 
 from __future__ import annotations
