@@ -20,6 +20,28 @@ def test_lag_runs_from_notice_to_acknowledgement():
     assert summary.oldest_pending_s is None
 
 
+@pytest.mark.req("R30")
+def test_a_look_that_finds_nothing_new_opens_nothing():
+    ledger = LagLedger()
+    ledger.noticed(Sequence(1), at=10.0)
+    ledger.acknowledged(Sequence(1), at=10.5)
+    ledger.noticed(Sequence(1), at=11.0)
+    assert ledger.summary(now=20.0).oldest_pending_s is None
+    ledger.noticed(Sequence(2), at=20.0)
+    ledger.acknowledged(Sequence(2), at=20.25)
+    summary = ledger.summary(now=21.0)
+    assert (summary.p50_s, summary.p99_s, summary.samples) == (0.25, 0.5, 2)
+
+
+def test_after_another_journal_sequences_count_anew():
+    ledger = LagLedger()
+    ledger.noticed(Sequence(100), at=1.0)
+    ledger.acknowledged(Sequence(100), at=2.0)
+    ledger.forget_pending()
+    ledger.noticed(Sequence(1), at=3.0)
+    assert ledger.summary(now=5.0).oldest_pending_s == 2.0
+
+
 def test_old_samples_leave_the_window():
     ledger = LagLedger(window_s=60)
     ledger.noticed(Sequence(1), at=0.0)

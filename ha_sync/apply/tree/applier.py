@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 
 from ha_sync.apply.tree.changes import Piece
 from ha_sync.apply.tree.partials import Partials
-from ha_sync.apply.tree.places import STAGE, Scope
 from ha_sync.apply.tree.publish import Outcome, Publisher, nothing_fails
 from ha_sync.apply.tree.rooting import forget_all, is_same, open_root
 from ha_sync.apply.tree.staging import Batch, Stager
@@ -30,6 +29,7 @@ from ha_sync.core.dataset import Report
 from ha_sync.core.position import NOWHERE, Position
 from ha_sync.errors import RepairNeeded, Retryable
 from ha_sync.files.confine import Root
+from ha_sync.files.places import STAGE, Scope
 
 BATCH_S_MAX = 0.5
 BATCH_BULK_S_MAX = 3.0

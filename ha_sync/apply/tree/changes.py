@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from google.protobuf.message import DecodeError
 
 from ha_proto.sync.v1 import replication_pb2 as pb
-from ha_sync.apply.tree.places import is_ours
 from ha_sync.core.frame import FRAME_HEADER_MAX, FRAME_PAYLOAD_MAX, Body, Frame
 from ha_sync.core.position import Position
 from ha_sync.errors import ProtocolFault
 from ha_sync.files.blocks import BLOCK_MAX, BLOCK_MIN, HASH_BYTES, block_count
 from ha_sync.files.confine import components
 from ha_sync.files.metadata import XATTRS_MAX_BYTES
+from ha_sync.files.places import is_ours
 
 SIZE_MAX = 1 << 46
 """64 TiB: no file of a PBX is larger, and a lie must not make us allocate its list of blocks."""

@@ -21,13 +21,13 @@ from typing import Any
 
 from ha_sync.apply.tree.applier import Applier, Tree
 from ha_sync.apply.tree.content import witness_of
-from ha_sync.apply.tree.places import join
 from ha_sync.apply.tree.survey import Found, Rows, Survey, holds
 from ha_sync.catalogue.tree import TYPE_DIRECTORY, TYPE_SYMLINK, Entry, TreeCatalogue, key_of
 from ha_sync.core.dataset import Report
 from ha_sync.errors import Refused, RepairNeeded
 from ha_sync.files.confine import split
 from ha_sync.files.metadata import TYPE_SPECIAL, Metadata, apply_to_descriptor, apply_to_symlink, object_type
+from ha_sync.files.places import join
 from ha_sync.files.watch import IS_DIRECTORY, Watcher
 
 LOOK_DELAY_S = 0.1

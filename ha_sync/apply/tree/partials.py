@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 from ha_proto.sync.v1 import replication_pb2 as pb
 from ha_sync.apply.tree.content import write_at
-from ha_sync.apply.tree.places import PARTIAL
 from ha_sync.apply.tree.trash import hidden_directory
 from ha_sync.catalogue.tree import TreeCatalogue
 from ha_sync.files.confine import Root
+from ha_sync.files.places import PARTIAL
 
 PREFIX = "partial:"
 OPEN_MAX = 256

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 
 from ha_sync.apply.tree.applier import Applier, Tree
 from ha_sync.apply.tree.partials import Partial
-from ha_sync.apply.tree.places import HELD, MARKER, PARTIAL, STAGE, TRASH, is_ours, join
 from ha_sync.apply.tree.survey import make_directories
 from ha_sync.apply.tree.trash import remove_tree
 from ha_sync.config import Hold
@@ -24,6 +23,7 @@ from ha_sync.errors import Refused
 from ha_sync.files import wav
 from ha_sync.files.confine import split
 from ha_sync.files.metadata import Metadata, apply_to_descriptor
+from ha_sync.files.places import HELD, MARKER, PARTIAL, STAGE, TRASH, is_ours, join
 
 MAILBOXES_S = 3.0
 HEADERS_S = 3.0

@@ -19,7 +19,6 @@ from typing import Any
 
 from ha_sync.apply.tree.changes import DATABASE, DIRECTORY, SYMLINK
 from ha_sync.apply.tree.content import copy_range, witness_of
-from ha_sync.apply.tree.places import HELD, STAGE, Scope, join
 from ha_sync.apply.tree.rooting import make_own_directory
 from ha_sync.apply.tree.steps import TYPES, Kind, Step, metadata_of
 from ha_sync.apply.tree.syncing import SYNCFS_FROM, syncfs
@@ -29,6 +28,7 @@ from ha_sync.core.dataset import Report
 from ha_sync.errors import Refused
 from ha_sync.files.confine import Root, split
 from ha_sync.files.metadata import Metadata, NotApplied, apply_to_descriptor, apply_to_symlink, object_type
+from ha_sync.files.places import HELD, STAGE, Scope, join
 
 COMPANIONS = (b"-journal", b"-wal", b"-shm")
 """Of a SQLite file: left beside a new version they would be rolled into it."""

@@ -11,11 +11,11 @@ import os
 import stat
 import uuid
 
-from ha_sync.apply.tree.places import MARKER
 from ha_sync.catalogue.tree import TreeCatalogue
 from ha_sync.core.dataset import Report
 from ha_sync.errors import OperatorNeeded
 from ha_sync.files.confine import Root
+from ha_sync.files.places import MARKER
 
 ROOT_KEY = "root"
 

@@ -17,7 +17,6 @@ from ha_proto.sync.v1 import replication_pb2 as pb
 from ha_sync.apply.tree.changes import DELETE, DIRECTORY, GROW, META, SYMLINK, Part
 from ha_sync.apply.tree.content import Draft, write_at
 from ha_sync.apply.tree.partials import Partial, Partials
-from ha_sync.apply.tree.places import STAGE, Scope, join
 from ha_sync.apply.tree.publish import nothing_fails
 from ha_sync.apply.tree.steps import TYPES, Kind, Step, metadata_of
 from ha_sync.apply.tree.syncing import SYNCFS_FROM, syncfs
@@ -27,6 +26,7 @@ from ha_sync.errors import ProtocolFault, Refused, RepairNeeded
 from ha_sync.files.blocks import block_hash, whole_hash
 from ha_sync.files.confine import Root
 from ha_sync.files.metadata import NotApplied, apply_to_descriptor, apply_to_symlink, object_type
+from ha_sync.files.places import STAGE, Scope, join
 
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOT_THERE = (OSError, Refused)

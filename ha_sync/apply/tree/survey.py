@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ha_proto.sync.v1 import replication_pb2 as pb
-from ha_sync.apply.tree.places import HELD, HIDDEN, Scope, join
 from ha_sync.apply.tree.rooting import make_own_directory
 from ha_sync.catalogue.tree import (
     TYPE_DIRECTORY,
@@ -35,6 +34,7 @@ from ha_sync.errors import Refused
 from ha_sync.files.blocks import hash_file
 from ha_sync.files.confine import Root, split
 from ha_sync.files.metadata import TYPE_SPECIAL, decode_xattrs, named, object_type, read_xattrs
+from ha_sync.files.places import HELD, HIDDEN, Scope, join
 
 CHUNK_ENTRIES = 2000
 CHUNK_BYTES = 512 * 1024

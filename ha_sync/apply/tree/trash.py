@@ -14,9 +14,9 @@ import os
 import stat
 from collections import OrderedDict, deque
 
-from ha_sync.apply.tree.places import STAGE, TRASH
 from ha_sync.apply.tree.rooting import make_own_directory
 from ha_sync.files.confine import Root
+from ha_sync.files.places import STAGE, TRASH
 
 ITEMS_MAX = 100_000
 """Names kept, however small."""

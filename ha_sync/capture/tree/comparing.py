@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from ha_proto.sync.v1 import replication_pb2 as pb
 from ha_sync.capture.tree.journal import Journal
 from ha_sync.capture.tree.losses import COUNTED_MAX
-from ha_sync.capture.tree.rules import Rules
 from ha_sync.capture.tree.scan import Local, Walk
 from ha_sync.catalogue.tree import TYPE_DIRECTORY, TYPE_FILE, TYPE_SYMLINK, Entry, TreeCatalogue, key_of, path_of
 from ha_sync.errors import ProtocolFault
 from ha_sync.files.confine import components
 from ha_sync.files.metadata import encode_xattrs, object_type
+from ha_sync.files.rules import Rules
 
 PAGE = 2000
 _KINDS = {

@@ -7,8 +7,8 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from ha_sync.capture.settle import Settle
-from ha_sync.capture.tree.rules import LOCK, OWN_PREFIX, Names, Rules, mailbox_of_folder
 from ha_sync.files import watch
+from ha_sync.files.rules import LOCK, OWN_PREFIX, Names, Rules, mailbox_of_folder
 from ha_sync.files.watch import Events
 
 DIRECTORIES_MAX = 2048

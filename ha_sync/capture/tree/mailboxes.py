@@ -10,9 +10,9 @@ import os
 from dataclasses import dataclass, field
 
 from ha_sync.capture.tree.reading import Item
-from ha_sync.capture.tree.rules import LOCK, Rules
 from ha_sync.errors import HaSyncError
 from ha_sync.files.confine import Root
+from ha_sync.files.rules import LOCK, Rules
 
 
 @dataclass(slots=True, kw_only=True)

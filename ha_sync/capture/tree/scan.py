@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from ha_sync.capture.tree.links import Links
-from ha_sync.capture.tree.rules import OWN_PREFIX, Rules
 from ha_sync.catalogue.tree import TYPE_DIRECTORY, TYPE_FILE, Signature, TreeCatalogue, key_of, path_of
 from ha_sync.errors import HaSyncError
 from ha_sync.files.confine import DEPTH_MAX, NAME_MAX_BYTES, PATH_MAX_BYTES, Root
+from ha_sync.files.rules import OWN_PREFIX, Rules
 
 STEP = 400
 """Objects between two yields: about 2 ms."""

@@ -20,7 +20,6 @@ from typing import TypeVar
 
 from ha_sync.capture.settle import Due, Settle, SettleRules
 from ha_sync.capture.tree.events import Heard, Hearing
-from ha_sync.capture.tree.rules import Rules
 from ha_sync.capture.tree.session import TreeSession
 from ha_sync.capture.tree.worker import RESUME_HINT, Told, TreeWorker
 from ha_sync.config import TreeSettings
@@ -28,6 +27,7 @@ from ha_sync.core.dataset import DatasetReport, DatasetState, Report
 from ha_sync.core.lag import LagLedger
 from ha_sync.core.position import NOWHERE, Answer, Epoch, Position, Sequence, answer_to
 from ha_sync.errors import OperatorNeeded, WrongState
+from ha_sync.files.rules import Rules
 from ha_sync.files.watch import Watcher, needs_polling
 
 T = TypeVar("T")

@@ -23,7 +23,6 @@ from ha_sync.capture.tree.links import Links
 from ha_sync.capture.tree.losses import Losses
 from ha_sync.capture.tree.mailboxes import Mailboxes, Relocked
 from ha_sync.capture.tree.reading import Group, Item, Met, Reader
-from ha_sync.capture.tree.rules import Rules, unit_order
 from ha_sync.capture.tree.scan import Tally, Walk, Watch, differences
 from ha_sync.catalogue.tree import COPY_SOURCE_MIN, TreeCatalogue, key_of
 from ha_sync.config import TreeSettings
@@ -31,6 +30,7 @@ from ha_sync.core.frame import FRAME_TARGET_BYTES, Frame
 from ha_sync.core.position import Epoch, Position, Sequence
 from ha_sync.errors import HaSyncError
 from ha_sync.files.confine import Root, components
+from ha_sync.files.rules import Rules, unit_order
 
 GROUP_CHANGES_MAX = 2000
 GROUP_BYTES_MAX = 8 * 1024 * 1024
