@@ -36,10 +36,14 @@ class LagLedger:
         self._window_s = window_s
         self._pending: deque[tuple[Sequence, float]] = deque()
         self._samples: deque[tuple[float, float]] = deque(maxlen=SAMPLES_MAX)
+        self._acknowledged = Sequence(-1)  # the highest; -1: none yet
 
     def noticed(self, sequence: Sequence, *, at: float) -> None:
-        """A change with this sequence became durable on the Active at ``at``."""
-        if self._pending and sequence <= self._pending[-1][0]:
+        """A change with this sequence became durable on the Active at ``at``.
+
+        A sequence that was noticed or acknowledged before is none: a look that finds nothing new names the old one.
+        """
+        if sequence <= self._acknowledged or (self._pending and sequence <= self._pending[-1][0]):
             return
         if len(self._pending) >= PENDING_MAX:
             # Merged under the older time: one late acknowledgement must not look like an early one.
@@ -49,13 +53,15 @@ class LagLedger:
 
     def acknowledged(self, sequence: Sequence, *, at: float) -> None:
         """Everything up to ``sequence`` is durable on the Standby."""
+        self._acknowledged = max(self._acknowledged, sequence)
         while self._pending and self._pending[0][0] <= sequence:
             _, since = self._pending.popleft()
             self._samples.append((at, max(0.0, at - since)))
 
     def forget_pending(self) -> None:
-        """The journal was replaced: what was open is measured no more."""
+        """The journal or the Standby was replaced: nothing is open and nothing acknowledged any more."""
         self._pending.clear()
+        self._acknowledged = Sequence(-1)
 
     def summary(self, *, now: float) -> LagSummary:
         """p50 and p99 over the window, by the nearest-rank method."""

@@ -33,7 +33,7 @@ class Wake:
         self._pending = False
         self._inotify: InotifyFD | None = None
         self._blind = True
-        self.hinted_at: float | None = None  # monotonic: the first hint that nobody has waited for yet
+        self._hinted_at: float | None = None
 
     def start(self) -> None:
         """Begins to watch; a directory that is missing is tried again by ``revive``."""
@@ -69,6 +69,16 @@ class Wake:
         self._pending = False
         return True
 
+    def take_hint(self) -> float | None:
+        """The monotonic time of the first hint since the last call: as early as a change can be known."""
+        hinted_at, self._hinted_at = self._hinted_at, None
+        return hinted_at
+
+    def give_back(self, hinted_at: float | None) -> None:
+        """The look that took it failed; what was hinted meanwhile is younger."""
+        if hinted_at is not None:
+            self._hinted_at = hinted_at
+
     def close(self) -> None:
         """Stops watching."""
         self._stop_watch()
@@ -99,8 +109,8 @@ class Wake:
             pass
 
     def _wake(self, at: float) -> None:
-        if self.hinted_at is None:
-            self.hinted_at = at
+        if self._hinted_at is None:
+            self._hinted_at = at
         self._hinted.set()
 
     def _stop_watch(self) -> None:

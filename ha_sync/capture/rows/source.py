@@ -238,19 +238,28 @@ class RowsSource(Source):
 
     async def _guarded(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
         """Runs a job on the database and turns what is wrong with it into a state."""
-        hinted_at = self._wake.hinted_at if self._wake is not None else None
-        if self._wake is not None:
-            self._wake.hinted_at = None
+        wake = self._wake
+        hinted_at = wake.take_hint() if wake is not None else None
         at = hinted_at if hinted_at is not None else time.monotonic()
         try:
             result = await self.in_thread(job, *args, **kwargs)
         except TROUBLE as error:
+            if wake is not None:
+                wake.give_back(hinted_at)  # nothing was read: what was hinted is as old as it was
             self._troubled(error)
             return None
-        self._captured = self._capture.journal.captured
-        self._ledger.noticed(self._captured.sequence, at=at)
+        self._note_captured(at)
         self._show(self._capture.condition)
         return result
+
+    def _note_captured(self, at: float) -> None:
+        captured = self._capture.journal.captured
+        if not captured.resumes(self._captured):
+            # Sequences count anew, or go on where a former run stopped: its last one is no change of now.
+            self._ledger.forget_pending()
+            self._ledger.acknowledged(self._capture.journal.acknowledged, at=at)
+        self._captured = captured
+        self._ledger.noticed(captured.sequence, at=at)
 
     def _troubled(self, error: Exception) -> None:
         method = self._condition.method
