@@ -118,11 +118,16 @@ class Peer(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     CONNECTED_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    PATHS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     address: _builtins.str
     connected: _builtins.bool
     reason: _builtins.str
     """why not connected, or what it refused"""
+    @_builtins.property
+    def paths(self) -> _containers.RepeatedCompositeFieldContainer[Global___PeerPath]:
+        """the best first"""
+
     def __init__(
         self,
         *,
@@ -130,14 +135,47 @@ class Peer(_message.Message):
         address: _builtins.str = ...,
         connected: _builtins.bool = ...,
         reason: _builtins.str = ...,
+        paths: _abc.Iterable[Global___PeerPath] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connected", b"connected", "node_id", b"node_id", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connected", b"connected", "node_id", b"node_id", "paths", b"paths", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Peer: _TypeAlias = Peer  # noqa: Y015
+
+@_typing.final
+class PeerPath(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """as in ha.toml; empty: an address of sync.toml or of the pairing"""
+    address: _builtins.str
+    """host:port"""
+    state: _builtins.str
+    """of the heartbeats on it: heard | unknown (no agent tells) | silent"""
+    used: _builtins.bool
+    """a stream goes over it"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        address: _builtins.str = ...,
+        state: _builtins.str = ...,
+        used: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "name", b"name", "state", b"state", "used", b"used"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerPath: _TypeAlias = PeerPath  # noqa: Y015
 
 @_typing.final
 class Dataset(_message.Message):
@@ -176,6 +214,8 @@ class Dataset(_message.Message):
     COUNTS_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
+    STREAM_PATH_FIELD_NUMBER: _builtins.int
+    STREAM_ADDRESS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     kind: _builtins.str
     method: _builtins.str
@@ -185,6 +225,10 @@ class Dataset(_message.Message):
     consistent: _builtins.bool
     priority: _builtins.str
     path: _builtins.str
+    stream_path: _builtins.str
+    """name of the path of its stream, as in ha.toml; empty: none, or not told"""
+    stream_address: _builtins.str
+    """of the other node's end; empty: not connected"""
     @_builtins.property
     def position(self) -> Global___PositionValue: ...
     @_builtins.property
@@ -211,10 +255,12 @@ class Dataset(_message.Message):
         counts: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         priority: _builtins.str = ...,
         path: _builtins.str = ...,
+        stream_path: _builtins.str = ...,
+        stream_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "lag", b"lag", "position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "backlog", b"backlog", "consistent", b"consistent", "counts", b"counts", "kind", b"kind", "lag", b"lag", "method", b"method", "name", b"name", "path", b"path", "position", b"position", "priority", b"priority", "reason", b"reason", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "backlog", b"backlog", "consistent", b"consistent", "counts", b"counts", "kind", b"kind", "lag", b"lag", "method", b"method", "name", b"name", "path", b"path", "position", b"position", "priority", b"priority", "reason", b"reason", "state", b"state", "stream_address", b"stream_address", "stream_path", b"stream_path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -651,3 +697,226 @@ class Event(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Event: _TypeAlias = Event  # noqa: Y015
+
+@_typing.final
+class ListRunsRequest(_message.Message):
+    """---- the backup log and the storage log"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOG_FIELD_NUMBER: _builtins.int
+    SINCE_UNIX_S_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    FOLLOW_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    log: _builtins.str
+    """backup | storage"""
+    since_unix_s: _builtins.float
+    limit: _builtins.int
+    """0: 100"""
+    follow: _builtins.bool
+    result: _builtins.str
+    """only those with this one; empty: all"""
+    kind: _builtins.str
+    """only those of this one; empty: all"""
+    id: _builtins.str
+    """this run alone"""
+    def __init__(
+        self,
+        *,
+        log: _builtins.str = ...,
+        since_unix_s: _builtins.float = ...,
+        limit: _builtins.int = ...,
+        follow: _builtins.bool = ...,
+        result: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["follow", b"follow", "id", b"id", "kind", b"kind", "limit", b"limit", "log", b"log", "result", b"result", "since_unix_s", b"since_unix_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRunsRequest: _TypeAlias = ListRunsRequest  # noqa: Y015
+
+@_typing.final
+class RunRecord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class FactsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    TRIGGER_FIELD_NUMBER: _builtins.int
+    PEER_FIELD_NUMBER: _builtins.int
+    BEGIN_UNIX_S_FIELD_NUMBER: _builtins.int
+    END_UNIX_S_FIELD_NUMBER: _builtins.int
+    TOOK_S_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    OBJECTS_FIELD_NUMBER: _builtins.int
+    DIFFERING_FIELD_NUMBER: _builtins.int
+    REPAIRED_FIELD_NUMBER: _builtins.int
+    UNVERIFIED_FIELD_NUMBER: _builtins.int
+    BYTES_READ_FIELD_NUMBER: _builtins.int
+    BYTES_SENT_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    FINDINGS_KEPT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    FACTS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    kind: _builtins.str
+    """full-backup | full-sync | export | restore | merge | storage-sync"""
+    trigger: _builtins.str
+    """schedule | manual | boot | rejoin | restore"""
+    peer: _builtins.str
+    begin_unix_s: _builtins.float
+    end_unix_s: _builtins.float
+    """absent: it is going on, or was cut off"""
+    took_s: _builtins.float
+    result: _builtins.str
+    """running | done | partial | failed | cancelled | refused | interrupted"""
+    objects: _builtins.int
+    differing: _builtins.int
+    repaired: _builtins.int
+    unverified: _builtins.int
+    bytes_read: _builtins.int
+    bytes_sent: _builtins.int
+    findings: _builtins.int
+    findings_kept: _builtins.int
+    """how many of these ListFindings has"""
+    reason: _builtins.str
+    error: _builtins.str
+    @_builtins.property
+    def facts(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """what else is worth telling: datasets, depth, file"""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        trigger: _builtins.str = ...,
+        peer: _builtins.str = ...,
+        begin_unix_s: _builtins.float = ...,
+        end_unix_s: _builtins.float | None = ...,
+        took_s: _builtins.float | None = ...,
+        result: _builtins.str = ...,
+        objects: _builtins.int = ...,
+        differing: _builtins.int = ...,
+        repaired: _builtins.int = ...,
+        unverified: _builtins.int = ...,
+        bytes_read: _builtins.int = ...,
+        bytes_sent: _builtins.int = ...,
+        findings: _builtins.int = ...,
+        findings_kept: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        error: _builtins.str = ...,
+        facts: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_end_unix_s", b"_end_unix_s", "_took_s", b"_took_s", "end_unix_s", b"end_unix_s", "took_s", b"took_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end_unix_s", b"_end_unix_s", "_took_s", b"_took_s", "begin_unix_s", b"begin_unix_s", "bytes_read", b"bytes_read", "bytes_sent", b"bytes_sent", "differing", b"differing", "end_unix_s", b"end_unix_s", "error", b"error", "facts", b"facts", "findings", b"findings", "findings_kept", b"findings_kept", "id", b"id", "kind", b"kind", "objects", b"objects", "peer", b"peer", "reason", b"reason", "repaired", b"repaired", "result", b"result", "took_s", b"took_s", "trigger", b"trigger", "unverified", b"unverified"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__end_unix_s: _TypeAlias = _typing.Literal["end_unix_s"]  # noqa: Y015
+    _WhichOneofArgType__end_unix_s: _TypeAlias = _typing.Literal["_end_unix_s", b"_end_unix_s"]  # noqa: Y015
+    _WhichOneofReturnType__took_s: _TypeAlias = _typing.Literal["took_s"]  # noqa: Y015
+    _WhichOneofArgType__took_s: _TypeAlias = _typing.Literal["_took_s", b"_took_s"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__end_unix_s) -> _WhichOneofReturnType__end_unix_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__took_s) -> _WhichOneofReturnType__took_s | None: ...
+
+Global___RunRecord: _TypeAlias = RunRecord  # noqa: Y015
+
+@_typing.final
+class ListFindingsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOG_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    log: _builtins.str
+    """backup | storage"""
+    id: _builtins.str
+    """of the run"""
+    limit: _builtins.int
+    """0: all that are kept"""
+    def __init__(
+        self,
+        *,
+        log: _builtins.str = ...,
+        id: _builtins.str = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "limit", b"limit", "log", b"log"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFindingsRequest: _TypeAlias = ListFindingsRequest  # noqa: Y015
+
+@_typing.final
+class FindingRecord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    FAULT_FIELD_NUMBER: _builtins.int
+    SIDE_FIELD_NUMBER: _builtins.int
+    REPAIRED_FIELD_NUMBER: _builtins.int
+    EQUAL_UNTIL_UNIX_S_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    dataset: _builtins.str
+    subject: _builtins.str
+    """a path, or table and key"""
+    fault: _builtins.str
+    """missing | surplus | content | metadata | rotten | schema | guard | damaged | unverified"""
+    side: _builtins.str
+    """active | standby"""
+    repaired: _builtins.bool
+    equal_until_unix_s: _builtins.float
+    """when both nodes last proved equal there"""
+    detail: _builtins.str
+    def __init__(
+        self,
+        *,
+        dataset: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        fault: _builtins.str = ...,
+        side: _builtins.str = ...,
+        repaired: _builtins.bool = ...,
+        equal_until_unix_s: _builtins.float | None = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_equal_until_unix_s", b"_equal_until_unix_s", "equal_until_unix_s", b"equal_until_unix_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_equal_until_unix_s", b"_equal_until_unix_s", "dataset", b"dataset", "detail", b"detail", "equal_until_unix_s", b"equal_until_unix_s", "fault", b"fault", "repaired", b"repaired", "side", b"side", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__equal_until_unix_s: _TypeAlias = _typing.Literal["equal_until_unix_s"]  # noqa: Y015
+    _WhichOneofArgType__equal_until_unix_s: _TypeAlias = _typing.Literal["_equal_until_unix_s", b"_equal_until_unix_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__equal_until_unix_s) -> _WhichOneofReturnType__equal_until_unix_s | None: ...
+
+Global___FindingRecord: _TypeAlias = FindingRecord  # noqa: Y015

@@ -79,6 +79,16 @@ class ControlServiceStub:
                 request_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.ListEventsRequest.SerializeToString,
                 response_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.Event.FromString,
                 _registered_method=True)
+        self.ListRuns = channel.unary_stream(
+                '/ha_proto.sync.v1.ControlService/ListRuns',
+                request_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.ListRunsRequest.SerializeToString,
+                response_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.RunRecord.FromString,
+                _registered_method=True)
+        self.ListFindings = channel.unary_stream(
+                '/ha_proto.sync.v1.ControlService/ListFindings',
+                request_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.ListFindingsRequest.SerializeToString,
+                response_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.FindingRecord.FromString,
+                _registered_method=True)
 
 
 class ControlServiceServicer:
@@ -140,6 +150,19 @@ class ControlServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRuns(self, request, context):
+        """The backup log and the storage log, oldest first; with `follow` each run again when it has changed, for ever.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListFindings(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -187,6 +210,16 @@ def add_ControlServiceServicer_to_server(servicer, server):
                     servicer.ListEvents,
                     request_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.ListEventsRequest.FromString,
                     response_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.Event.SerializeToString,
+            ),
+            'ListRuns': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListRuns,
+                    request_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.ListRunsRequest.FromString,
+                    response_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.RunRecord.SerializeToString,
+            ),
+            'ListFindings': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListFindings,
+                    request_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.ListFindingsRequest.FromString,
+                    response_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.FindingRecord.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -432,6 +465,60 @@ class ControlService:
             '/ha_proto.sync.v1.ControlService/ListEvents',
             ha__proto_dot_sync_dot_v1_dot_control__pb2.ListEventsRequest.SerializeToString,
             ha__proto_dot_sync_dot_v1_dot_control__pb2.Event.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRuns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ha_proto.sync.v1.ControlService/ListRuns',
+            ha__proto_dot_sync_dot_v1_dot_control__pb2.ListRunsRequest.SerializeToString,
+            ha__proto_dot_sync_dot_v1_dot_control__pb2.RunRecord.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFindings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ha_proto.sync.v1.ControlService/ListFindings',
+            ha__proto_dot_sync_dot_v1_dot_control__pb2.ListFindingsRequest.SerializeToString,
+            ha__proto_dot_sync_dot_v1_dot_control__pb2.FindingRecord.FromString,
             options,
             channel_credentials,
             insecure,
