@@ -37,6 +37,7 @@ from ha_sync.core.dataset import (
 from ha_sync.core.position import NOWHERE, Epoch, Position
 from ha_sync.core.standing import DatasetStanding, Standing, standing_of
 from ha_sync.errors import ConfigFault, Fenced, HaSyncError, OperatorNeeded, Refused, Retryable, WrongState
+from ha_sync.stream.full_sync import FullSyncWatch
 from ha_sync.stream.gate import Gate
 from ha_sync.stream.publisher import Outlet, Publisher
 from ha_sync.stream.subscriber import Dial, Subscriber, Subscription
@@ -100,12 +101,15 @@ class Node:
         membership: Callable[[], Membership | None],
         dial: Callable[[DatasetName], Dial],
         report: Report,
+        full_syncs: FullSyncWatch | None = None,
     ) -> None:
         self.settings = settings
         self._state = state
         self._membership = membership
         self._dial = dial
         self._report = report
+        self._full_syncs = full_syncs
+        self._booted = {item.name for item in settings.datasets}  # not connected as Standby yet
         self._endpoints = {item.name: _Endpoint(settings=item) for item in settings.datasets}
         self._changing = asyncio.Lock()
         self._acknowledged = asyncio.Condition()
@@ -163,6 +167,7 @@ class Node:
                 endpoint.tried.clear()
                 endpoint.tasks.append(asyncio.create_task(self._keep_open(endpoint), name=endpoint.settings.name))
             if role is Role.ACTIVE:
+                self._booted.clear()
                 await self._captures_begun()
             self._report("info", "role taken", {"role": role.value, "epoch": epoch, "finished": len(finished)})
             return finished
@@ -260,6 +265,7 @@ class Node:
                 dial=self._dial(endpoint.settings.name),
                 epochs=self,
                 executor=self._executor,
+                booted=self._booted,
             )
         endpoint.fault = ""
 
@@ -321,6 +327,7 @@ class Node:
             outlet=self._outlet,
             write=write,
             acknowledged=self._on_acknowledged,
+            full_syncs=self._full_syncs,
         )
         task = endpoint.publishing = asyncio.create_task(publisher.serve(subscribe, messages))
         try:

@@ -22,6 +22,7 @@ from ha_sync.core.frame import Frame
 from ha_sync.core.position import Answer, Epoch
 from ha_sync.errors import ProtocolFault
 from ha_sync.stream.bottleneck import Bottleneck
+from ha_sync.stream.full_sync import FullSync, FullSyncWatch, Nobody
 from ha_sync.stream.gate import BULK, Gate
 from ha_sync.stream.window import Window
 from ha_sync.stream.wire import AnswerMessage, encode_answer, encode_frame, position_from_wire
@@ -56,6 +57,7 @@ class Publisher:
         outlet: Outlet,
         write: Callable[[bytes], Awaitable[None]],
         acknowledged: Callable[[], None],
+        full_syncs: FullSyncWatch | None = None,
     ) -> None:
         self._source = source
         self._priority = priority
@@ -63,6 +65,8 @@ class Publisher:
         self._outlet = outlet
         self._write = write
         self._acknowledged = acknowledged
+        self._full_syncs = full_syncs or Nobody()
+        self._full_sync: FullSync | None = None
         self._window = Window(outlet.settings.window_mib * 1024 * 1024)
         self._room = asyncio.Event()
         self._gate_held = 0
@@ -77,9 +81,12 @@ class Publisher:
             answer = AnswerMessage(answer=session.answer, epoch=self._epoch, method=session.method)
             await self._write(encode_answer(answer))
             if session.answer is Answer.COMPARE:
-                await session.compare(_inventory(messages))
+                sync = self._full_sync = FullSync(self._full_syncs, subscribe, absent=self._source.report().absent)
+                await session.compare(_counted(_inventory(messages), sync))
             await self._exchange(session, messages)
         finally:
+            if self._full_sync is not None:
+                self._full_sync.close()
             self._outlet.gate.leave(self._gate_held)
             self._gate_held = 0
             await session.close()
@@ -112,7 +119,10 @@ class Publisher:
                     self._released(self._window.received(message.ack.received_bytes))
                     self._bottleneck.starved(message.ack.starved_ms / 1000, at=time.monotonic())
                     if message.ack.HasField("durable"):
-                        session.acknowledge(position_from_wire(message.ack.durable))
+                        durable = position_from_wire(message.ack.durable)
+                        session.acknowledge(durable)
+                        if self._full_sync is not None:
+                            self._full_sync.acknowledged(durable)
                         self._acknowledged()
                 case "need":
                     session.need(tuple(message.need.paths[:NEED_MAX]))
@@ -141,6 +151,8 @@ class Publisher:
         self._gate_held += size
         data = await self._encoded(frame)
         self._window.sent(size)
+        if self._full_sync is not None:
+            self._full_sync.sent(frame, len(data))
         await self._write(data)
         if bulk and self._outlet.settings.bulk_mib_per_s:
             await asyncio.sleep(size / (self._outlet.settings.bulk_mib_per_s * 1024 * 1024))
@@ -169,3 +181,9 @@ async def _inventory(messages: AsyncIterator[pb.SubscriberMessage]) -> AsyncIter
         if message.inventory.last:
             return
     raise ProtocolFault("refused an inventory", reason="it ended before its last part")
+
+
+async def _counted(chunks: AsyncIterator[bytes], full_sync: FullSync) -> AsyncIterator[bytes]:
+    async for chunk in chunks:
+        full_sync.inventory(len(chunk))
+        yield chunk

@@ -119,9 +119,18 @@ class Subscriber:
     """Keeps one sink fed."""
 
     def __init__(
-        self, sink: Sink, subscription: Subscription, *, dial: Dial, epochs: Epochs, executor: Executor
+        self,
+        sink: Sink,
+        subscription: Subscription,
+        *,
+        dial: Dial,
+        epochs: Epochs,
+        executor: Executor,
+        booted: set[DatasetName] | None = None,
     ) -> None:
+        """``booted`` has the datasets that were not connected yet since the engine began; this one is taken out."""
         self._sink = sink
+        self._booted = set() if booted is None else booted
         self._events = _SinkEvents(sink)
         self._subscription = subscription
         self._dial = dial
@@ -163,6 +172,7 @@ class Subscriber:
             if answer.answer is Answer.COMPARE:
                 await self._send_inventory(call)
             self.connected, self.reason = True, ""
+            self._booted.discard(self._subscription.dataset)
             stream = _Connection(
                 self._sink, call, epoch=answer.epoch, events=self._events, epochs=self._epochs, executor=self._executor
             )
@@ -180,6 +190,7 @@ class Subscriber:
                 promised_epoch=self._epochs.promised,
                 applied=position_to_wire(self._sink.applied),
                 need=self._events.take_needs(),
+                booted=self._subscription.dataset in self._booted,
             )
         )
         return message.SerializeToString()

@@ -113,6 +113,7 @@ class Subscribe(_message.Message):
     APPLIED_FIELD_NUMBER: _builtins.int
     NEED_FIELD_NUMBER: _builtins.int
     PROMISED_EPOCH_FIELD_NUMBER: _builtins.int
+    BOOTED_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     cluster_id: _builtins.str
     node_id: _builtins.str
@@ -123,6 +124,8 @@ class Subscribe(_message.Message):
     """the last epoch in which the subscriber was Active"""
     promised_epoch: _builtins.int
     """the highest epoch the subscriber has seen: an Active below it is stale"""
+    booted: _builtins.bool
+    """its first stream of this dataset since the subscriber's engine began"""
     @_builtins.property
     def applied(self) -> Global___Position: ...
     @_builtins.property
@@ -141,10 +144,11 @@ class Subscribe(_message.Message):
         applied: Global___Position | None = ...,
         need: _abc.Iterable[_builtins.bytes] | None = ...,
         promised_epoch: _builtins.int = ...,
+        booted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "cluster_id", b"cluster_id", "dataset", b"dataset", "kind", b"kind", "need", b"need", "node_id", b"node_id", "promised_epoch", b"promised_epoch", "protocol", b"protocol", "served_epoch", b"served_epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "booted", b"booted", "cluster_id", b"cluster_id", "dataset", b"dataset", "kind", b"kind", "need", b"need", "node_id", b"node_id", "promised_epoch", b"promised_epoch", "protocol", b"protocol", "served_epoch", b"served_epoch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
