@@ -173,26 +173,62 @@ class RoleDirective(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     ACTIVE_AT_FIELD_NUMBER: _builtins.int
+    PATHS_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """active | standby"""
     epoch: _builtins.int
     """stored by the engine before it acts; a lower one than it has seen is refused"""
     active_at: _builtins.str
     """named to whoever writes on the Standby"""
+    @_builtins.property
+    def paths(self) -> _containers.RepeatedCompositeFieldContainer[Global___PeerPath]:
+        """to the other node, the best first; said again whenever it changes"""
+
     def __init__(
         self,
         *,
         role: _builtins.str = ...,
         epoch: _builtins.int = ...,
         active_at: _builtins.str = ...,
+        paths: _abc.Iterable[Global___PeerPath] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_at", b"active_at", "epoch", b"epoch", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_at", b"active_at", "epoch", b"epoch", "paths", b"paths", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RoleDirective: _TypeAlias = RoleDirective  # noqa: Y015
+
+@_typing.final
+class PeerPath(_message.Message):
+    """A way to the other node, and what the beats say of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """as in ha.toml"""
+    address: _builtins.str
+    """of the other node; the port is that of its engine"""
+    state: _builtins.str
+    """unknown | both | half | lost, as in PathStatus; half and lost: no stream gets through"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        address: _builtins.str = ...,
+        state: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "name", b"name", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerPath: _TypeAlias = PeerPath  # noqa: Y015
 
 @_typing.final
 class QuiesceDirective(_message.Message):

@@ -68,6 +68,7 @@ class Status(_message.Message):
     DATASETS_FIELD_NUMBER: _builtins.int
     CERTIFICATE_EXPIRES_FIELD_NUMBER: _builtins.int
     NOTICES_FIELD_NUMBER: _builtins.int
+    FULL_BACKUP_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     cluster_id: _builtins.str
     role: _builtins.str
@@ -87,6 +88,8 @@ class Status(_message.Message):
     def notices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """of the settings: accepted, but worth telling"""
 
+    @_builtins.property
+    def full_backup(self) -> Global___FullBackupProgress: ...
     def __init__(
         self,
         *,
@@ -101,10 +104,11 @@ class Status(_message.Message):
         datasets: _abc.Iterable[Global___Dataset] | None = ...,
         certificate_expires: _builtins.str = ...,
         notices: _abc.Iterable[_builtins.str] | None = ...,
+        full_backup: Global___FullBackupProgress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["peer", b"peer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["full_backup", b"full_backup", "peer", b"peer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_expires", b"certificate_expires", "cluster_id", b"cluster_id", "datasets", b"datasets", "epoch", b"epoch", "node_id", b"node_id", "notices", b"notices", "pair", b"pair", "peer", b"peer", "role", b"role", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_expires", b"certificate_expires", "cluster_id", b"cluster_id", "datasets", b"datasets", "epoch", b"epoch", "full_backup", b"full_backup", "node_id", b"node_id", "notices", b"notices", "pair", b"pair", "peer", b"peer", "role", b"role", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -158,7 +162,7 @@ class PeerPath(_message.Message):
     address: _builtins.str
     """host:port"""
     state: _builtins.str
-    """of the heartbeats on it: heard | unknown (no agent tells) | silent"""
+    """heard | unknown (no agent tells) | silent (no heartbeats) | failed (no connection just now)"""
     used: _builtins.bool
     """a stream goes over it"""
     def __init__(
@@ -920,3 +924,206 @@ class FindingRecord(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__equal_until_unix_s) -> _WhichOneofReturnType__equal_until_unix_s | None: ...
 
 Global___FindingRecord: _TypeAlias = FindingRecord  # noqa: Y015
+
+@_typing.final
+class StartFullBackupRequest(_message.Message):
+    """---- full backup ----------------------------------------------------------------------------------------------------"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERIFY_FIELD_NUMBER: _builtins.int
+    verify: _builtins.str
+    """content | metadata; empty: content"""
+    def __init__(
+        self,
+        *,
+        verify: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["verify", b"verify"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartFullBackupRequest: _TypeAlias = StartFullBackupRequest  # noqa: Y015
+
+@_typing.final
+class StartFullBackupResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    JOINED_FIELD_NUMBER: _builtins.int
+    joined: _builtins.bool
+    """a run was going on already: it is this one"""
+    @_builtins.property
+    def progress(self) -> Global___FullBackupProgress: ...
+    def __init__(
+        self,
+        *,
+        progress: Global___FullBackupProgress | None = ...,
+        joined: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["joined", b"joined", "progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartFullBackupResponse: _TypeAlias = StartFullBackupResponse  # noqa: Y015
+
+@_typing.final
+class WatchFullBackupRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """empty: whatever goes on, for ever; else the stream ends with that run's end"""
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchFullBackupRequest: _TypeAlias = WatchFullBackupRequest  # noqa: Y015
+
+@_typing.final
+class ControlFullBackupRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    action: _builtins.str
+    """pause | resume | cancel"""
+    def __init__(
+        self,
+        *,
+        action: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ControlFullBackupRequest: _TypeAlias = ControlFullBackupRequest  # noqa: Y015
+
+@_typing.final
+class ControlFullBackupResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def progress(self) -> Global___FullBackupProgress: ...
+    def __init__(
+        self,
+        *,
+        progress: Global___FullBackupProgress | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ControlFullBackupResponse: _TypeAlias = ControlFullBackupResponse  # noqa: Y015
+
+@_typing.final
+class FullBackupProgress(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    VERIFY_FIELD_NUMBER: _builtins.int
+    TRIGGER_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    DATASET_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    OBJECTS_FIELD_NUMBER: _builtins.int
+    OBJECTS_EXPECTED_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    BYTES_EXPECTED_FIELD_NUMBER: _builtins.int
+    BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    LEFT_S_FIELD_NUMBER: _builtins.int
+    DIFFERING_FIELD_NUMBER: _builtins.int
+    REPAIRED_FIELD_NUMBER: _builtins.int
+    UNVERIFIED_FIELD_NUMBER: _builtins.int
+    IN_MOTION_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ELAPSED_S_FIELD_NUMBER: _builtins.int
+    NEXT_UNIX_S_FIELD_NUMBER: _builtins.int
+    WIRE_BYTES_FIELD_NUMBER: _builtins.int
+    state: _builtins.str
+    """idle | backing up"""
+    run: _builtins.str
+    """of the backup log; when idle: of the last run since the engine's start"""
+    verify: _builtins.str
+    trigger: _builtins.str
+    """schedule | manual"""
+    phase: _builtins.str
+    """waiting for the standby | comparing | paused"""
+    dataset: _builtins.str
+    percent: _builtins.float
+    objects: _builtins.int
+    objects_expected: _builtins.int
+    bytes: _builtins.int
+    bytes_expected: _builtins.int
+    bytes_per_s: _builtins.float
+    left_s: _builtins.float
+    differing: _builtins.int
+    repaired: _builtins.int
+    unverified: _builtins.int
+    in_motion: _builtins.int
+    """was being written all the time: no fault"""
+    result: _builtins.str
+    """done | partial | failed | cancelled | refused; empty while it runs"""
+    reason: _builtins.str
+    elapsed_s: _builtins.float
+    next_unix_s: _builtins.float
+    """when the schedule starts one; absent: never"""
+    wire_bytes: _builtins.int
+    """questions and answers"""
+    def __init__(
+        self,
+        *,
+        state: _builtins.str = ...,
+        run: _builtins.str = ...,
+        verify: _builtins.str = ...,
+        trigger: _builtins.str = ...,
+        phase: _builtins.str = ...,
+        dataset: _builtins.str = ...,
+        percent: _builtins.float = ...,
+        objects: _builtins.int = ...,
+        objects_expected: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        bytes_expected: _builtins.int = ...,
+        bytes_per_s: _builtins.float = ...,
+        left_s: _builtins.float | None = ...,
+        differing: _builtins.int = ...,
+        repaired: _builtins.int = ...,
+        unverified: _builtins.int = ...,
+        in_motion: _builtins.int = ...,
+        result: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        elapsed_s: _builtins.float = ...,
+        next_unix_s: _builtins.float | None = ...,
+        wire_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_left_s", b"_left_s", "_next_unix_s", b"_next_unix_s", "left_s", b"left_s", "next_unix_s", b"next_unix_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_left_s", b"_left_s", "_next_unix_s", b"_next_unix_s", "bytes", b"bytes", "bytes_expected", b"bytes_expected", "bytes_per_s", b"bytes_per_s", "dataset", b"dataset", "differing", b"differing", "elapsed_s", b"elapsed_s", "in_motion", b"in_motion", "left_s", b"left_s", "next_unix_s", b"next_unix_s", "objects", b"objects", "objects_expected", b"objects_expected", "percent", b"percent", "phase", b"phase", "reason", b"reason", "repaired", b"repaired", "result", b"result", "run", b"run", "state", b"state", "trigger", b"trigger", "unverified", b"unverified", "verify", b"verify", "wire_bytes", b"wire_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__left_s: _TypeAlias = _typing.Literal["left_s"]  # noqa: Y015
+    _WhichOneofArgType__left_s: _TypeAlias = _typing.Literal["_left_s", b"_left_s"]  # noqa: Y015
+    _WhichOneofReturnType__next_unix_s: _TypeAlias = _typing.Literal["next_unix_s"]  # noqa: Y015
+    _WhichOneofArgType__next_unix_s: _TypeAlias = _typing.Literal["_next_unix_s", b"_next_unix_s"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__left_s) -> _WhichOneofReturnType__left_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__next_unix_s) -> _WhichOneofReturnType__next_unix_s | None: ...
+
+Global___FullBackupProgress: _TypeAlias = FullBackupProgress  # noqa: Y015

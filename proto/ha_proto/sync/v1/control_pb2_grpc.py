@@ -89,6 +89,21 @@ class ControlServiceStub:
                 request_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.ListFindingsRequest.SerializeToString,
                 response_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.FindingRecord.FromString,
                 _registered_method=True)
+        self.StartFullBackup = channel.unary_unary(
+                '/ha_proto.sync.v1.ControlService/StartFullBackup',
+                request_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.StartFullBackupRequest.SerializeToString,
+                response_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.StartFullBackupResponse.FromString,
+                _registered_method=True)
+        self.WatchFullBackup = channel.unary_stream(
+                '/ha_proto.sync.v1.ControlService/WatchFullBackup',
+                request_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.WatchFullBackupRequest.SerializeToString,
+                response_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.FullBackupProgress.FromString,
+                _registered_method=True)
+        self.ControlFullBackup = channel.unary_unary(
+                '/ha_proto.sync.v1.ControlService/ControlFullBackup',
+                request_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.ControlFullBackupRequest.SerializeToString,
+                response_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.ControlFullBackupResponse.FromString,
+                _registered_method=True)
 
 
 class ControlServiceServicer:
@@ -163,6 +178,25 @@ class ControlServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StartFullBackup(self, request, context):
+        """A run that is going on is joined. Only on the Active.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchFullBackup(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ControlFullBackup(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -220,6 +254,21 @@ def add_ControlServiceServicer_to_server(servicer, server):
                     servicer.ListFindings,
                     request_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.ListFindingsRequest.FromString,
                     response_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.FindingRecord.SerializeToString,
+            ),
+            'StartFullBackup': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartFullBackup,
+                    request_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.StartFullBackupRequest.FromString,
+                    response_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.StartFullBackupResponse.SerializeToString,
+            ),
+            'WatchFullBackup': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchFullBackup,
+                    request_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.WatchFullBackupRequest.FromString,
+                    response_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.FullBackupProgress.SerializeToString,
+            ),
+            'ControlFullBackup': grpc.unary_unary_rpc_method_handler(
+                    servicer.ControlFullBackup,
+                    request_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.ControlFullBackupRequest.FromString,
+                    response_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.ControlFullBackupResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -519,6 +568,87 @@ class ControlService:
             '/ha_proto.sync.v1.ControlService/ListFindings',
             ha__proto_dot_sync_dot_v1_dot_control__pb2.ListFindingsRequest.SerializeToString,
             ha__proto_dot_sync_dot_v1_dot_control__pb2.FindingRecord.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartFullBackup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ha_proto.sync.v1.ControlService/StartFullBackup',
+            ha__proto_dot_sync_dot_v1_dot_control__pb2.StartFullBackupRequest.SerializeToString,
+            ha__proto_dot_sync_dot_v1_dot_control__pb2.StartFullBackupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchFullBackup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ha_proto.sync.v1.ControlService/WatchFullBackup',
+            ha__proto_dot_sync_dot_v1_dot_control__pb2.WatchFullBackupRequest.SerializeToString,
+            ha__proto_dot_sync_dot_v1_dot_control__pb2.FullBackupProgress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ControlFullBackup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ha_proto.sync.v1.ControlService/ControlFullBackup',
+            ha__proto_dot_sync_dot_v1_dot_control__pb2.ControlFullBackupRequest.SerializeToString,
+            ha__proto_dot_sync_dot_v1_dot_control__pb2.ControlFullBackupResponse.FromString,
             options,
             channel_credentials,
             insecure,
