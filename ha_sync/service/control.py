@@ -14,11 +14,13 @@ from ha_proto.sync.v1 import control_pb2 as pb
 from ha_proto.sync.v1 import control_pb2_grpc
 from ha_sync.core.dataset import Role
 from ha_sync.core.lag import LagSummary
+from ha_sync.core.paths import host_of
 from ha_sync.core.position import Epoch, Position
 from ha_sync.errors import ConfigFault, WrongState
 from ha_sync.logs.events import Event, EventLog
 from ha_sync.node import DatasetStatus, Node
 from ha_sync.pairing.keyring import Keyring
+from ha_sync.service.logbook import Logbook, list_findings, list_runs
 from ha_sync.service.peer import PeerLink, PeerWatch
 from ha_sync.service.status_map import Context, streaming, unary
 
@@ -38,6 +40,7 @@ class Parts:
     link: PeerLink
     watch: PeerWatch
     events: EventLog
+    logbook: Logbook
     began: float  # monotonic
     by_hand: bool  # the role is given by hand, not by an agent
 
@@ -136,6 +139,18 @@ class ControlServicer(control_pb2_grpc.ControlServiceServicer):
             async for event in events.follow(after_id=last):
                 yield _event(event)
 
+    @streaming
+    async def ListRuns(self, request: pb.ListRunsRequest, _context: Context) -> AsyncIterator[pb.RunRecord]:
+        """The backup log or the storage log, oldest first; with ``follow`` also what changes."""
+        async for record in list_runs(self._parts.logbook, request):
+            yield record
+
+    @streaming
+    async def ListFindings(self, request: pb.ListFindingsRequest, _context: Context) -> AsyncIterator[pb.FindingRecord]:
+        """What one run found."""
+        async for record in list_findings(self._parts.logbook, request):
+            yield record
+
     # ---- status
 
     def _status(self) -> pb.Status:
@@ -158,14 +173,23 @@ class ControlServicer(control_pb2_grpc.ControlServiceServicer):
                 address=parts.link.address,
                 connected=parts.watch.connected or any(item.connected for item in datasets),
                 reason=parts.watch.reason,
+                paths=self._paths(datasets),
             ),
-            datasets=[_dataset(item) for item in datasets],
+            datasets=[_dataset(item, path=parts.link.path_name(item.peer_at)) for item in datasets],
             certificate_expires=_iso(identity.ends_unix_s) if identity else "",
             notices=parts.node.settings.notices,
         )
 
 
-def _dataset(item: DatasetStatus) -> pb.Dataset:
+    def _paths(self, datasets: list[DatasetStatus]) -> list[pb.PeerPath]:
+        hosts = {host_of(item.peer_at) for item in datasets}
+        return [
+            pb.PeerPath(name=path.name, address=path.address, state=state, used=host_of(path.address) in hosts)
+            for path, state in self._parts.link.shown()
+        ]
+
+
+def _dataset(item: DatasetStatus, *, path: str) -> pb.Dataset:
     report = item.report
     return pb.Dataset(
         name=item.settings.name,
@@ -181,6 +205,8 @@ def _dataset(item: DatasetStatus) -> pb.Dataset:
         counts=dict(report.counts),
         priority=item.settings.priority.name.lower(),
         path=item.settings.path,
+        stream_path=path,
+        stream_address=item.peer_at,
     )
 
 

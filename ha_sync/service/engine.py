@@ -37,6 +37,8 @@ from ha_sync.pairing.servicer import PairingServicer
 from ha_sync.pairing.witness import HandshakeWitness
 from ha_sync.service.attach import SOCKET_NAME, AgentLink
 from ha_sync.service.control import ControlServicer, Parts
+from ha_sync.service.full_syncs import FullSyncs
+from ha_sync.service.logbook import open_logbook
 from ha_sync.service.peer import STREAM_OPTIONS, PeerLink, PeerWatch
 from ha_sync.service.replication import ReplicationServicer
 
@@ -71,24 +73,28 @@ class _Engine:
         self._keyring: Keyring | None = None
         self._by_hand = False  # the role is given by hand, not by an agent
         self._events = EventLog(os.path.join(node_settings.state_dir, "logs", "events.db"))
+        self._logbook = open_logbook(node_settings.state_dir, self._report)
+        self._full_syncs = FullSyncs(self._logbook.backup)
         self._state = EngineState(os.path.join(node_settings.state_dir, "engine.db"))
-        self._link = PeerLink(lambda: self._keyring, configured=node_settings.peer)
+        self._link = PeerLink(lambda: self._keyring, configured=node_settings.peer, report=self._report)
         self._node = Node(
             settings,
             state=self._state,
             membership=self._membership,
             dial=self._link.dial,
             report=self._report,
+            full_syncs=self._full_syncs,
         )
         self._agent = AgentLink(
             self._node,
             socket_path=os.path.join(node_settings.run_dir, SOCKET_NAME),
             membership=self._membership,
             report=self._report,
+            link=self._link,
         )
         self._watch = PeerWatch(self._node, self._link, self._report)
         self._refusals = Refusals(self._report)
-        self.witness = HandshakeWitness(self._refusals, port=int(node_settings.listen.rpartition(":")[2]))
+        self.witness = HandshakeWitness(self._refusals, port=int(node_settings.listen[0].rpartition(":")[2]))
 
     def _report(self, severity: str, what: str, fields: dict[str, object]) -> None:
         self._events.append(severity, what, fields)
@@ -122,6 +128,8 @@ class _Engine:
         finally:
             await self._node.close()
             self._state.close()
+            self._full_syncs.close()
+            await asyncio.to_thread(self._logbook.close)
             await asyncio.to_thread(self._events.close)
 
     async def _follow_agent(self, tasks: asyncio.TaskGroup) -> None:
@@ -161,18 +169,18 @@ class _Engine:
             ),
             server,
         )
-        listen = self._settings.node.listen
-        try:
-            port = server.add_secure_port(listen, keyring.server_credentials())
-        except RuntimeError as error:
-            raise OperatorNeeded(
-                "cannot listen on the peer port",
-                subject=listen,
-                reason="the address is not this node's, or the port is in use",
-                hint="see `ss -ltnp`, or set `listen` in [node]",
-            ) from error
+        for listen in self._settings.node.listen:
+            try:
+                port = server.add_secure_port(listen, keyring.server_credentials())
+            except RuntimeError as error:
+                raise OperatorNeeded(
+                    "cannot listen on the peer port",
+                    subject=listen,
+                    reason="the address is not this node's, or the port is in use",
+                    hint="see `ss -ltnp`, or set `listen` in [node]",
+                ) from error
+            log.info("peer port open", extra={"address": listen, "port": port})
         await server.start()
-        log.info("peer port open", extra={"address": listen, "port": port})
         return server
 
     @contextlib.asynccontextmanager
@@ -187,6 +195,7 @@ class _Engine:
                 link=self._link,
                 watch=self._watch,
                 events=self._events,
+                logbook=self._logbook,
                 began=self._began,
                 by_hand=self._by_hand,
             )
