@@ -51,6 +51,8 @@ class FakeEngine(Scripted, control_pb2_grpc.ControlServiceServicer):
     Attach = unary("Attach")
     Detach = unary("Detach")
     ListEvents = streaming("ListEvents")
+    ListRuns = streaming("ListRuns")
+    ListFindings = streaming("ListFindings")
 
 
 @contextmanager
