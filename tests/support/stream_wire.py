@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -13,6 +13,7 @@ from ha_sync.config import StreamSettings
 from ha_sync.core.dataset import DatasetName, Priority
 from ha_sync.core.position import Epoch
 from ha_sync.errors import PeerUnreachable
+from ha_sync.stream.full_sync import FullSyncWatch, Nobody
 from ha_sync.stream.gate import Gate
 from ha_sync.stream.publisher import Outlet, Publisher
 from ha_sync.stream.subscriber import Call, Subscriber, Subscription
@@ -41,16 +42,19 @@ class Wire:
             gate=Gate(1 << 20, bulk_budget=1 << 19), executor=self.executor, settings=settings or StreamSettings()
         )
         self.connections = 0
+        self.better = asyncio.Event()  # another path waits; a stream that leaves takes it
         self.subscribes: list[pb.Subscribe] = []
         self.serving: asyncio.Task[None] | None = None
         self.up = True
+        self.full_syncs: FullSyncWatch = Nobody()
+        self.booted = {DatasetName("memory")}
 
     @contextlib.asynccontextmanager
     async def dial(self) -> AsyncIterator[Call]:
         if not self.up:
             raise PeerUnreachable("cannot reach", subject="the wire", reason="it is cut")
         self.connections += 1
-        ends = self.ends = _Ends()
+        ends = self.ends = _Ends(self.better)
         self.serving = asyncio.create_task(self._serve(ends))
         self.serving.add_done_callback(lambda _task: ends.closed.set())
         try:
@@ -69,6 +73,7 @@ class Wire:
             outlet=self.outlet,
             write=ends.down.put,
             acknowledged=lambda: None,
+            full_syncs=self.full_syncs,
         )
         await publisher.serve(first.subscribe, ends.messages())
 
@@ -80,7 +85,7 @@ class Wire:
 
     def subscriber(self, sink: MemorySink, epochs: MemoryEpochs) -> Subscriber:
         subscription = Subscription(dataset=DatasetName("memory"), kind="sqlite", cluster_id="c", node_id="n")
-        return Subscriber(sink, subscription, dial=self.dial, epochs=epochs, executor=self.executor)
+        return Subscriber(sink, subscription, dial=self.dial, epochs=epochs, executor=self.executor, booted=self.booted)
 
     @contextlib.asynccontextmanager
     async def feeding(self, sink: MemorySink, epochs: MemoryEpochs | None = None) -> AsyncIterator[Subscriber]:
@@ -95,7 +100,10 @@ class Wire:
 
 
 class _Ends:
-    def __init__(self) -> None:
+    address = "memory:1"
+
+    def __init__(self, better: asyncio.Event) -> None:
+        self.better = better
         self.up: asyncio.Queue[bytes] = asyncio.Queue(BUFFER)
         self.down: asyncio.Queue[bytes] = asyncio.Queue(BUFFER)
         self.closed = asyncio.Event()
@@ -116,6 +124,13 @@ class _Ends:
         if self.closed.is_set():
             raise PeerUnreachable("lost the active", reason="the wire was cut")
         await self.up.put(data)
+
+    async def time_to_leave(self, quiet: Callable[[], bool]) -> str:
+        await self.better.wait()
+        while not quiet():
+            await asyncio.sleep(0)
+        self.better.clear()
+        return "a better path"
 
     async def messages(self) -> AsyncIterator[pb.SubscriberMessage]:
         while True:
