@@ -82,6 +82,15 @@ class Journal:
         ).encode()
 
 
+def read_standby(path: str) -> Known | None:
+    """What the Standby is known to have, by the file of a source that does not run; None where nothing is."""
+    try:
+        with open(path, "rb") as file:
+            return _decoded(path, file.read()).standby
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _decoded(path: str, data: bytes) -> Journal:
     state = json.loads(data)
     standby = None

@@ -128,6 +128,11 @@ class Journal:
         """The last position noticed."""
         return self.position(self.looked)
 
+    @property
+    def identity(self) -> Identity:
+        """The log that positions count in."""
+        return Identity(device=self._kept.device, inode=self._kept.inode, log=self._kept.log)
+
     def continues(self, epoch: Epoch, identity: Identity, logged: int) -> bool:
         """Whether the database still holds the log that this journal counted."""
         kept = self._kept

@@ -1,0 +1,244 @@
+"""Saves what a former Active wrote and its peer never acknowledged, before anything of the new Active is applied.
+
+Invariants: while a dataset bears the mark of service (``serving``), ``save`` must have returned before its sink is
+opened; an archive is durable under its name before the mark goes; a crash in between repeats the work or finds it done.
+Nothing that the peer lacks: no archive. Blocking; one call a dataset at a time, datasets at the same time.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import sqlite3
+import threading
+from dataclasses import dataclass
+
+import apsw
+
+from ha_sync.config import DatasetSettings, SqliteSettings, TreeSettings
+from ha_sync.core.acknowledged import Acknowledged, PagesAcknowledged, RowsAcknowledged
+from ha_sync.core.dataset import Report
+from ha_sync.divergence import saving_rows, serving
+from ha_sync.divergence.archive import CONTENTS, COPY, FILES, MERGEABLE, ROWS, About, Archive, Archives
+from ha_sync.divergence.saving_rows import Taken
+from ha_sync.divergence.saving_tree import take_tree
+from ha_sync.divergence.serving import Serving
+from ha_sync.errors import Retryable
+from ha_sync.logs.writer import wall_clock
+
+NAMED_MAX = 5
+
+
+@dataclass(slots=True, kw_only=True)
+class _Draft:
+    """An archive while it is built."""
+
+    settings: DatasetSettings
+    place: str
+    folder: str
+    serving: Serving
+    kind: str
+    counts: dict[str, int]
+    size: int = 0
+    left_out: tuple[str, ...] = ()
+    left_out_count: int = 0
+    trouble: str = ""
+
+
+class Keeper:
+    """See the module."""
+
+    def __init__(self, archives: Archives, *, report: Report) -> None:
+        self._archives = archives
+        self._report = report
+        self._lock = threading.Lock()  # datasets are saved at the same time, and share the room
+        self._claims: dict[str, int] = {}  # bytes of what is being built
+
+    def save(self, settings: DatasetSettings, place: str, acknowledged: Acknowledged | None) -> Archive | None:
+        """Saves what the peer lacks of the dataset whose state is in ``place``, if this node served it.
+
+        Raises Retryable or OperatorNeeded where it cannot be saved now: nothing may be applied then.
+        """
+        mark = serving.load(place)
+        if mark is None:
+            return None
+        made = self._archives.made_for(mark.id, settings.name)
+        if made is None:
+            made = self._made(settings, place, mark, acknowledged)
+        serving.end(place)
+        return made
+
+    def _made(
+        self, settings: DatasetSettings, place: str, mark: Serving, acknowledged: Acknowledged | None
+    ) -> Archive | None:
+        draft = _Draft(
+            settings=settings,
+            place=place,
+            folder=self._archives.stage(settings.name),
+            serving=mark,
+            kind="tree",
+            counts={},
+        )
+        try:
+            if isinstance(settings, TreeSettings):
+                worth = self._tree(draft, settings)
+            else:
+                worth = self._database(draft, settings, acknowledged)
+            return self._finish(draft) if worth else None
+        except FileNotFoundError as error:
+            if os.path.lexists(settings.path):
+                raise _not_now(settings, error) from error
+            fields: dict[str, object] = {"dataset": settings.name, "path": settings.path}
+            self._report("error", "a former active's data is gone: nothing of it could be saved", fields)
+            return None
+        except (OSError, apsw.Error, sqlite3.Error) as error:
+            raise _not_now(settings, error) from error
+        finally:
+            self._claims.pop(settings.name, None)
+            self._archives.drop_stage(settings.name)
+
+    # ---- by kind
+
+    def _tree(self, draft: _Draft, settings: TreeSettings) -> bool:
+        taken = take_tree(
+            settings,
+            catalogue_path=os.path.join(draft.place, "catalogue.db"),
+            index_path=os.path.join(draft.folder, FILES),
+            contents=os.path.join(draft.folder, CONTENTS),
+            room=lambda size: self._takes(draft, size),
+        )
+        draft.counts = {"files": taken.files, "deleted": taken.gone, "objects": taken.objects}
+        draft.left_out, draft.left_out_count = tuple(taken.left_out), taken.left_out_count
+        return bool(taken.objects or taken.left_out_count)
+
+    def _database(self, draft: _Draft, settings: SqliteSettings, acknowledged: Acknowledged | None) -> bool:
+        draft.kind = "rows"
+        try:
+            if isinstance(acknowledged, RowsAcknowledged):
+                taken = self._rows(draft, settings, acknowledged)
+            else:
+                draft.kind = "pages"
+                if not self._pages(draft, settings, acknowledged):
+                    return False
+                taken = self._rows_of_copy(draft, settings)
+        except saving_rows.UNREADABLE as error:
+            size = saving_rows.copy_raw(settings.path, draft.folder)
+            draft.counts = {"files": 1 if size else 0}
+            draft.trouble = f"the database cannot be read: {error}"
+            return True
+        if taken.full:
+            draft.left_out_count += 1
+            draft.left_out += (f"rows of {settings.path}: no room",)
+        draft.counts = {"rows": taken.rows, "deleted": taken.gone, "tables": len(taken.tables)}
+        # A copy without a row is another file, but nothing that anybody lacks.
+        return not taken.nothing
+
+    def _rows(self, draft: _Draft, settings: SqliteSettings, known: RowsAcknowledged) -> Taken:
+        room = self._room(draft, os.path.getsize(settings.path))
+        return saving_rows.take_rows(
+            settings,
+            known=known,
+            serving=draft.serving,
+            closed=settings.priority in MERGEABLE,
+            target=os.path.join(draft.folder, ROWS),
+            room=room,
+        )
+
+    def _pages(self, draft: _Draft, settings: SqliteSettings, known: PagesAcknowledged | None) -> bool:
+        return saving_rows.copy_if_other(settings.path, os.path.join(draft.folder, COPY), known=known)
+
+    def _rows_of_copy(self, draft: _Draft, settings: SqliteSettings) -> Taken:
+        copy = os.path.join(draft.folder, COPY)
+        room = self._room(draft, 2 * os.path.getsize(copy))
+        if os.path.getsize(copy) > room:
+            os.unlink(copy)
+            return Taken(full=True)
+        return saving_rows.take_everything(
+            settings, copy, target=os.path.join(draft.folder, ROWS), room=max(0, room - os.path.getsize(copy))
+        )
+
+    # ---- room
+
+    def _takes(self, draft: _Draft, size: int) -> bool:
+        """Whether so many more bytes may be kept; then they count."""
+        fits = self._room(draft, size) >= size
+        if fits:
+            draft.size += size
+            self._claims[draft.settings.name] = draft.size
+        return fits
+
+    def _room(self, draft: _Draft, wanted: int) -> int:
+        """What is left beside what the drafts hold, this one too."""
+        with self._lock:
+            claimed = sum(self._claims.values())
+            room = max(0, self._archives.room(wanted + claimed) - claimed)
+            if isinstance(draft.settings, SqliteSettings):
+                self._claims[draft.settings.name] = min(room, wanted)
+            return room
+
+    # ---- the end
+
+    def _finish(self, draft: _Draft) -> Archive:
+        settings = draft.settings
+        about = About(
+            id=self._archives.free_id(draft.serving.epoch, settings.name),
+            dataset=settings.name,
+            kind=draft.kind,
+            priority=settings.priority.name.lower(),
+            epoch=draft.serving.epoch,
+            serving=draft.serving.id,
+            saved_unix_s=wall_clock(),
+            path=settings.path,
+            counts=draft.counts,
+            size=_bytes_below(draft.folder),
+            left_out=draft.left_out,
+            left_out_count=draft.left_out_count,
+            trouble=draft.trouble,
+        )
+        archive = self._archives.finish(draft.folder, about, summary_of(about))
+        fields: dict[str, object] = {"dataset": about.dataset, "id": about.id, **about.counts}
+        if about.trouble:
+            fields["trouble"] = about.trouble
+        self._report("error", "divergence saved: the other node never got this", fields)
+        if about.left_out_count:
+            named = "; ".join(about.left_out[:NAMED_MAX])
+            self._report(
+                "error",
+                "divergence does not fit: part of it is not kept",
+                {"dataset": about.dataset, "id": about.id, "objects": about.left_out_count, "which": named},
+            )
+        return archive
+
+
+def _not_now(settings: DatasetSettings, error: Exception) -> Retryable:
+    return Retryable(
+        "cannot save what the other node lacks of",
+        subject=settings.path,
+        reason=str(error),
+        hint="nothing is replaced before it is saved; it is tried again",
+    )
+
+
+def summary_of(about: About) -> str:
+    """For a person who finds the folder."""
+    when = dt.datetime.fromtimestamp(about.saved_unix_s, tz=dt.UTC).isoformat(timespec="seconds")
+    lines = [
+        f"What this node wrote to {about.dataset} as Active of epoch {about.epoch} and the other node never got.",
+        f"From: {about.path}",
+        f"Saved: {when}",
+        *(f"{name}: {count}" for name, count in about.counts.items()),
+    ]
+    if about.trouble:
+        lines.append(f"Trouble: {about.trouble}")
+    if about.left_out_count:
+        lines.append(f"Not kept, for want of room or because it could not be read: {about.left_out_count}")
+        lines += [f"  {name}" for name in about.left_out]
+    what = "is merged by itself where that harms nobody" if about.mergeable else "is left to you"
+    lines.append(f"It {what}: `ha-sync divergence show {about.id} --dataset {about.dataset}`.")
+    return "\n".join(lines) + "\n"
+
+
+def _bytes_below(folder: str) -> int:
+    return sum(
+        os.lstat(os.path.join(parent, name)).st_size for parent, _, names in os.walk(folder) for name in names
+    )  # fmt: skip
