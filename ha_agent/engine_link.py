@@ -1,9 +1,10 @@
 """The agent's end of ``Attach``: what the engine reports, and what it is directed (DESIGN 9).
 
-One engine at a time: a newer call ends the older. A role that was directed is repeated to whoever attaches, a quiesce
-that runs too, with what is left of its deadline: an engine that was restarted goes on with it. An engine that says
-nothing for ``silent_s`` is lost, as is one whose call ended: a stopped process keeps its connection. All callbacks are
-called in the loop and must not block. Seconds are monotonic, of the loop's clock.
+One engine at a time: a newer call ends the older. A role that was directed is repeated to whoever attaches, and, with
+the paths to the peer, whenever these change. A quiesce that runs is repeated too, with what is left of its deadline: an
+engine that was restarted goes on with it. An engine that says nothing for ``silent_s`` is lost, as is one whose call
+ended: a stopped process keeps its connection. All callbacks are called in the loop and must not block. Seconds are
+monotonic, of the loop's clock.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class EngineLink:
         self._report: pb.EngineReport | None = None
         self._reported_at = float("-inf")
         self._role: pb.RoleDirective | None = None
+        self._paths: tuple[pb.PeerPath, ...] = ()
         self._quiescing: _Quiescing | None = None
         self._directives: asyncio.Queue[pb.Directive | None] | None = None
         self._news = asyncio.Event()
@@ -68,8 +70,16 @@ class EngineLink:
 
     def direct(self, role: str, epoch: int, *, active_at: str) -> None:
         """The role to take; repeated to an engine that attaches later."""
-        self._role = pb.RoleDirective(role=role, epoch=epoch, active_at=active_at)
+        self._role = pb.RoleDirective(role=role, epoch=epoch, active_at=active_at, paths=self._paths)
         self._send(pb.Directive(role=self._role))
+
+    def tell_paths(self, paths: tuple[pb.PeerPath, ...]) -> None:
+        """The ways to the peer, the best first. Where they have changed, the role is said again with them."""
+        if paths == self._paths:
+            return
+        self._paths = paths
+        if self._role is not None:
+            self.direct(self._role.role, self._role.epoch, active_at=self._role.active_at)
 
     def resume(self) -> None:
         """A quiesce was given up."""

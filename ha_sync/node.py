@@ -77,6 +77,7 @@ class _Endpoint:
     subscriber: Subscriber | None = None
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     publishing: asyncio.Task[None] | None = None
+    subscriber_at: str = ""  # host:port from which the Standby called
     tried: asyncio.Event = field(default_factory=asyncio.Event)  # in this role: opened, or failed once
     fault: str = ""
 
@@ -88,6 +89,7 @@ class DatasetStatus:
     settings: DatasetSettings
     report: DatasetReport
     connected: bool
+    peer_at: str = ""  # host:port of the other node's end of its stream
 
 
 class Node:
@@ -306,7 +308,7 @@ class Node:
         return place
 
     def _active_at(self) -> str:
-        return self.active_at or self.settings.node.active_at or self.settings.node.peer or "the other node"
+        return self.active_at or self.settings.node.active_at or next(iter(self.settings.node.peer), "the other node")
 
     # ---- publishing, called for each subscriber of the peer
 
@@ -315,8 +317,10 @@ class Node:
         subscribe: pb.Subscribe,
         messages: AsyncIterator[pb.SubscriberMessage],
         write: Callable[[bytes], Awaitable[None]],
+        *,
+        peer_at: str = "",
     ) -> None:
-        """Serves one subscriber until it goes. Raises what the subscriber must be told."""
+        """Serves one subscriber, who called from ``peer_at``, until it goes. Raises what it must be told."""
         await self._end_publishing(self._endpoint_for(subscribe))
         endpoint = self._endpoint_for(subscribe)  # again, and no await from here on: the role may have changed
         assert endpoint.source is not None
@@ -329,6 +333,7 @@ class Node:
             acknowledged=self._on_acknowledged,
             full_syncs=self._full_syncs,
         )
+        endpoint.subscriber_at = peer_at
         task = endpoint.publishing = asyncio.create_task(publisher.serve(subscribe, messages))
         try:
             await asyncio.shield(task)
@@ -409,17 +414,19 @@ class Node:
             return DatasetStatus(settings=endpoint.settings, report=report, connected=False)
         report = end.report()
         if endpoint.subscriber is not None:
-            connected = endpoint.subscriber.connected
+            connected, peer_at = endpoint.subscriber.connected, endpoint.subscriber.address
             if not connected and report.state not in {DatasetState.HALTED, DatasetState.FAILED}:
                 reason = endpoint.subscriber.reason or report.reason
                 report = replace(report, state=DatasetState.WAITING, reason=reason)
             elif self._is_absent(endpoint) and report.position == NOWHERE:
                 report = replace(report, state=DatasetState.WAITING, reason="the active has nothing of it yet")
         else:
-            connected = endpoint.publishing is not None
+            connected, peer_at = endpoint.publishing is not None, endpoint.subscriber_at
             if not connected and report.state in {DatasetState.STREAMING, DatasetState.SYNCING}:
                 report = replace(report, state=DatasetState.WAITING, reason="no standby is connected")
-        return DatasetStatus(settings=endpoint.settings, report=report, connected=connected)
+        return DatasetStatus(
+            settings=endpoint.settings, report=report, connected=connected, peer_at=peer_at if connected else ""
+        )
 
     def active_lacks(self, names: Iterable[DatasetName], *, epoch: Epoch) -> None:
         """What the Active of ``epoch`` has nothing of yet: this Standby lacks nothing either."""

@@ -20,6 +20,7 @@ from ha_agent.agent.chronicle import Chronicle
 from ha_agent.agent.driver import Agent
 from ha_agent.agent.duty import Duty
 from ha_agent.agent.parts import Parts
+from ha_agent.agent.peer_paths import preferred
 from ha_agent.arbiter import state as arbiter
 from ha_agent.arbiter.step import begin
 from ha_agent.arbiter.values import Identity, Mac
@@ -107,6 +108,11 @@ async def build(
             on_heard=agent.heard,
             on_rejected=agent.rejected,
             clock=clock,
+        ),
+        peer_paths=preferred(
+            pair.paths,
+            peer_ip=pair.peer_ip,
+            on_interface=frozenset() if stands_in else _addresses_on(pair.interface),
         ),
         engine=engine,
         engine_probe=engine_probe,
@@ -258,6 +264,15 @@ def _path_specs(pair: PairSettings) -> tuple[PathSpec, ...]:
         )
         for number, path in enumerate(ordered)
     )
+
+
+def _addresses_on(interface: str) -> frozenset[Address]:
+    kernel = Kernel()
+    try:
+        link = kernel.link(interface)
+        return frozenset(one.address for one in kernel.addresses() if link is not None and one.index == link.index)
+    finally:
+        kernel.close()
 
 
 def _local(pair: PairSettings, path: PathSettings) -> Address:

@@ -191,6 +191,7 @@ class Agent:
         self._see_link()
         for change in parts.channel.look():
             parts.chronicle.path(parts.channel.name(change.path), change.after)
+        parts.engine.tell_paths(parts.peer_paths.as_directed((one.name, one.way) for one in parts.channel.paths()))
         parts.chronicle.quiet(parts.channel.standing())
         self._deeds.look_whether_held()
 

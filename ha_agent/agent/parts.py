@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ha_agent.agent.chronicle import Chronicle
 from ha_agent.agent.duty import Duty
+from ha_agent.agent.peer_paths import PeerPaths
 from ha_agent.cluster_ip.holder import Holder
 from ha_agent.cluster_ip.lan import Lan
 from ha_agent.cluster_ip.links import Links
@@ -26,6 +27,7 @@ class Parts:
     lan: Lan | None  # None: the interface is the loopback, there is no LAN
     links: Links
     channel: Channel
+    peer_paths: PeerPaths
     engine: EngineLink
     engine_probe: EngineProbe
     monitor: Monitor

@@ -193,17 +193,18 @@ def _own_address(node: NodeSettings, given: str, *, towards: str = "") -> str:
     from ha_sync.pairing.diagnosis import split_address
     from ha_sync.pairing.route import ANYWHERE, address_towards
 
+    own = given or node.listen[0]
     try:
-        host, port = split_address(given or node.listen)
+        host, port = split_address(own)
         if given or host not in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
-            return given or node.listen
+            return own
         facing = address_towards(split_address(towards)[0] if towards else ANYWHERE)
     except ValueError as wrong:
-        raise Refused("cannot use the address", subject=given or node.listen, reason=str(wrong)) from wrong
+        raise Refused("cannot use the address", subject=own, reason=str(wrong)) from wrong
     if not facing:
         raise Refused(
             "cannot tell under which address the other node reaches this one",
-            reason=f"it listens on all of them ({node.listen}) and there is no route",
+            reason=f"it listens on all of them ({own}) and there is no route",
             hint="say it: --address HOST:PORT",
         )
     return f"[{facing}]:{port}" if ":" in facing else f"{facing}:{port}"

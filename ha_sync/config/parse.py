@@ -29,6 +29,7 @@ from ha_sync.errors import ConfigFault
 FILE_BYTES_MAX = 1024 * 1024
 DATASETS_MAX = 64
 STORAGES_MAX = 64
+ADDRESSES_MAX = 16
 MEDIA = ("sd", "usb", "nas")
 
 
@@ -98,12 +99,15 @@ def _node(top: Table, faults: Faults) -> NodeSettings:
         name=table.text("name", "", place.node_name) or socket.gethostname(),
         state_dir=_folder(table, "state_dir", plain.state_dir),
         run_dir=_folder(table, "run_dir", plain.run_dir),
-        listen=table.text("listen", plain.listen, place.listen_address),
-        peer=table.text("peer", plain.peer, place.peer_address),
+        listen=table.one_or_more("listen", plain.listen, place.listen_address, most=ADDRESSES_MAX),
+        peer=table.one_or_more("peer", plain.peer, place.peer_address, most=ADDRESSES_MAX),
         active_at=table.text("active_at", plain.active_at, place.active_at),
     )
-    if node.peer and node.peer == node.listen:
+    if set(node.peer) & set(node.listen):
         table.fault("peer", "is this node's own listen address: name the other node")
+    ports = {address.rpartition(":")[2] for address in node.listen}
+    if len(ports) > 1 or (len(node.listen) > 1 and "0" in ports):
+        table.fault("listen", "must have one port, not 0, at all its addresses")
     if len(os.fsencode(node.socket_path)) > place.SOCKET_PATH_BYTES_MAX:
         most = place.SOCKET_PATH_BYTES_MAX - len(f"/{SOCKET_NAME}")
         table.fault("run_dir", f"must be at most {most} bytes long: a socket lies in it")

@@ -163,6 +163,15 @@ class Table:
                 good.append(item)
         return tuple(good)
 
+    def one_or_more(
+        self, key: str, default: tuple[str, ...], check: Callable[[str], str], *, most: int
+    ) -> tuple[str, ...]:
+        """A string, or a list of different strings."""
+        if isinstance(self._values.get(key), list):
+            return self.texts(key, check, most=most) or default
+        text = self.text(key, "", check)
+        return (text,) if text else default
+
     def tables(self, key: str, example: str, *, most: int) -> tuple[Mapping[str, Value], ...]:
         """A list of tables; ``example`` shows how one is written."""
         value = self.raw(key)

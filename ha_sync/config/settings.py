@@ -112,8 +112,8 @@ class NodeSettings:
     name: str = ""  # for people; default the host name
     state_dir: str = "/var/lib/ha-sync"
     run_dir: str = "/run/ha-sync"
-    listen: str = f"0.0.0.0:{DEFAULT_PEER_PORT}"  # peer port
-    peer: str = ""  # host:port of the other node; learned when joining
+    listen: tuple[str, ...] = (f"0.0.0.0:{DEFAULT_PEER_PORT}",)  # peer port, the same at each address
+    peer: tuple[str, ...] = ()  # host:port of the other node, the best first; learned when joining
     active_at: str = ""  # named in the Standby's refusals: cluster IP or the Active's address
 
     @property

@@ -22,15 +22,18 @@ import xxhash
 from ha_proto.agent.v1 import agent_pb2 as pb
 from ha_proto.agent.v1 import agent_pb2_grpc
 from ha_sync.core.dataset import DatasetName, Finished, Report, Role
+from ha_sync.core.paths import Heard
 from ha_sync.core.position import Epoch
 from ha_sync.errors import HaSyncError, Retryable
 from ha_sync.node import Membership, Node
+from ha_sync.service.peer import AgentPath, PeerLink
 
 log = logging.getLogger(__name__)
 
 REPORT_EVERY_S = 0.5
 RETRY_S = 0.2
 ROLE_RETRY_S = 1.0
+PATHS_MAX = 32  # more are not looked at
 SOCKET_NAME = "agent.sock"
 CHANNEL_OPTIONS = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500))
 
@@ -49,15 +52,23 @@ class AgentLink:
     """Keeps the engine attached to the agent at ``socket_path``."""
 
     def __init__(
-        self, node: Node, *, socket_path: str, membership: Callable[[], Membership | None], report: Report
+        self,
+        node: Node,
+        *,
+        socket_path: str,
+        membership: Callable[[], Membership | None],
+        report: Report,
+        link: PeerLink,
     ) -> None:
         self._node = node
+        self._link = link
         self._socket_path = socket_path
         self._membership = membership
         self._report_event = report
         self._progress = _Progress()
         self._changed = asyncio.Event()
         self._wanted: pb.RoleDirective | None = None  # not taken yet
+        self._directed: tuple[str, int, str] | None = None  # what was directed last in this call
         self._role_wanted = asyncio.Event()
         self._role_settled = asyncio.Event()
         self._role_settled.set()
@@ -73,6 +84,7 @@ class AgentLink:
                     await self._attach_once(tasks)
                 if self.attached:
                     self._report_event("warning", "agent lost: the engine keeps its role", {})
+                    self._link.agent_lost()
                 self.attached = False
                 await asyncio.sleep(RETRY_S)
 
@@ -80,6 +92,7 @@ class AgentLink:
         async with grpc.aio.insecure_channel(f"unix:{self._socket_path}", options=CHANNEL_OPTIONS) as channel:
             stub = agent_pb2_grpc.AgentServiceStub(channel)  # type: ignore[no-untyped-call]
             call = stub.Attach(self._reports())
+            self._directed = None
             try:
                 async for directive in call:
                     if not self.attached:
@@ -100,8 +113,16 @@ class AgentLink:
     # ---- directives
 
     def _follow(self, directive: pb.Directive, tasks: asyncio.TaskGroup) -> None:
+        kind = directive.WhichOneof("directive")
+        if kind == "role":
+            self._link.direct(_paths(directive.role))
+            facts = (directive.role.role, directive.role.epoch, directive.role.active_at)
+            # Only the paths are news: a quiesce that runs goes on, and what was refused is not refused once more.
+            if facts == self._directed:
+                return
+            self._directed = facts
         self._end_quiesce()
-        match directive.WhichOneof("directive"):
+        match kind:
             case "role":
                 self._wanted = directive.role
                 self._role_settled.clear()
@@ -209,3 +230,12 @@ class AgentLink:
             pid=os.getpid(),
             paths=[dataset.path for dataset in node.settings.datasets],
         )
+
+
+def _paths(wanted: pb.RoleDirective) -> tuple[AgentPath, ...]:
+    """Half a path is none: a connection needs both directions."""
+    heard = {"both": Heard.HEARD, "half": Heard.SILENT, "lost": Heard.SILENT}
+    return tuple(
+        AgentPath(name=path.name, host=path.address, heard=heard.get(path.state, Heard.UNKNOWN))
+        for path in wanted.paths[:PATHS_MAX]
+    )

@@ -45,11 +45,11 @@ class ReplicationServicer:
     async def Replicate(self, requests: AsyncIterator[pb.SubscriberMessage], context: Context) -> None:  # noqa: N802 - the name in the protocol
         """Serves one dataset to one subscriber."""
         try:
-            self._gate.authorize(context)
+            caller = self._gate.authorize(context)
             first = await anext(aiter(requests), None)
             if first is None or first.WhichOneof("message") != "subscribe":
                 raise ProtocolFault("refused a stream", reason="its first message is not Subscribe")
-            await self._node.publish(first.subscribe, aiter(requests), context.write)
+            await self._node.publish(first.subscribe, aiter(requests), context.write, peer_at=caller.address)
         except HaSyncError as error:
             await abort(context, error)
 

@@ -2,7 +2,8 @@
 
 Invariants: nothing of a lower epoch than the highest one seen reaches the sink; the epoch of an answer is stored before
 a frame of it is taken; an acknowledgement says `durable` only for what the sink called durable. Whatever goes wrong,
-the loop dials again, with a pause that grows to RETRY_MAX_S. Runs in the engine's event loop.
+the loop dials again, with a pause that grows to RETRY_MAX_S; at once where the stream only has to go by another path:
+it goes on after what was applied. Runs in the engine's event loop.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ha_proto.sync.v1 import replication_pb2 as pb
-from ha_sync.core.dataset import DatasetName, Sink
+from ha_sync.core.dataset import DatasetName, DatasetState, Sink
 from ha_sync.core.frame import Frame
 from ha_sync.core.position import Answer, Epoch, Position
 from ha_sync.errors import Fenced, HaSyncError, OperatorNeeded, PeerUnreachable, ProtocolFault
@@ -36,14 +37,26 @@ ACK_DELAY_S = 0.05
 """Released memory is acknowledged in steps of ACK_BYTES, with the next durable position, or after this delay."""
 
 
+QUIET_S = 0.5
+QUIET_WAIT_S = 300.0
+"""A stream that is to go by a better path waits until nothing came for QUIET_S, or so long; a full sync ends first."""
+
+
 class Call(Protocol):
     """A bidirectional call of bytes, as ``grpc.aio`` gives it."""
+
+    @property
+    def address(self) -> str:
+        """host:port of the Active's end."""
 
     async def read(self) -> bytes | None:
         """The next message; None at the end."""
 
     async def write(self, data: bytes) -> None:
         """Sends a message; returns when the transport took it."""
+
+    async def time_to_leave(self, quiet: Callable[[], bool]) -> str:
+        """Returns when the stream has to go by another path, at once or when it is ``quiet``, and why."""
 
 
 Dial = Callable[[], contextlib.AbstractAsyncContextManager[Call]]
@@ -137,6 +150,7 @@ class Subscriber:
         self._epochs = epochs
         self._executor = executor
         self.connected = False
+        self.address = ""  # of the Active's end, while connected
         self.reason = "not connected yet"
 
     async def run(self) -> None:
@@ -146,8 +160,11 @@ class Subscriber:
             applied = self._sink.applied
             floor = RETRY_MIN_S
             try:
-                await self._stream_once()
-                self._disconnected("the active ended the stream")
+                left = await self._stream_once()
+                self._disconnected(left or "the active ended the stream")
+                if left:
+                    pause = RETRY_MIN_S
+                    continue
             except OperatorNeeded as error:
                 self._disconnected(error.sentence())
                 floor = OPERATOR_RETRY_S
@@ -160,10 +177,11 @@ class Subscriber:
     def _disconnected(self, reason: str) -> None:
         if self.connected or reason != self.reason:
             log.info("stream ended", extra={"dataset": self._subscription.dataset, "reason": reason})
-        self.connected = False
+        self.connected, self.address = False, ""
         self.reason = reason
 
-    async def _stream_once(self) -> None:
+    async def _stream_once(self) -> str:
+        """Returns why another path is to be taken; "" where the Active ended the stream."""
         self._events.failed.clear()
         async with self._dial() as call:
             await call.write(self._subscribe())
@@ -171,12 +189,12 @@ class Subscriber:
             await self._sink.begin(answer.answer, answer.method)
             if answer.answer is Answer.COMPARE:
                 await self._send_inventory(call)
-            self.connected, self.reason = True, ""
+            self.connected, self.address, self.reason = True, call.address, ""
             self._booted.discard(self._subscription.dataset)
             stream = _Connection(
                 self._sink, call, epoch=answer.epoch, events=self._events, epochs=self._epochs, executor=self._executor
             )
-            await stream.run()
+            return await stream.run()
 
     def _subscribe(self) -> bytes:
         message = pb.SubscriberMessage(
@@ -234,14 +252,16 @@ class _Connection:
         self._received_told = 0
         self._starved_s = 0.0
         self._reminder: asyncio.TimerHandle | None = None
+        self._came_at = time.monotonic()  # the newest frame
+        self._leaving_since: float | None = None  # a better path waits
 
-    async def run(self) -> None:
-        """Returns when the Active ends the stream; raises what ended it otherwise."""
-        parts = [asyncio.ensure_future(part) for part in (self._read(), self._acknowledge(), self._watch_failure())]
+    async def run(self) -> str:
+        """Returns when the Active ends the stream ("") or it has to go by another path; raises what ended it else."""
+        works = (self._read(), self._acknowledge(), self._watch_failure(), self._call.time_to_leave(self._is_quiet))
+        parts: list[asyncio.Future[str | None]] = [asyncio.ensure_future(work) for work in works]
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-            for part in done:
-                part.result()
+            return next((left for part in done if (left := part.result())), "")
         finally:
             if self._reminder is not None:
                 self._reminder.cancel()
@@ -256,10 +276,19 @@ class _Connection:
             self._starved_s += time.monotonic() - since
             if data is None:
                 return
+            self._came_at = time.monotonic()
             frame = await self._frame(self._checked(decode(data)))
             await self._sink.receive(frame)
             self._received += frame.size
             self._released()
+
+    def _is_quiet(self) -> bool:
+        """Asked while a better path waits: moving now costs nothing."""
+        now = time.monotonic()
+        self._leaving_since = self._leaving_since or now
+        if self._sink.report().state is DatasetState.SYNCING:
+            return False
+        return now - self._came_at >= QUIET_S or now - self._leaving_since >= QUIET_WAIT_S
 
     def _checked(self, message: AnswerMessage | EncodedFrame) -> EncodedFrame:
         if not isinstance(message, EncodedFrame):

@@ -21,6 +21,7 @@ from ha_sync.core.dataset import Finished, Role
 from ha_sync.core.standing import Standing
 from ha_sync.errors import Fenced, Retryable
 from ha_sync.service.attach import AgentLink
+from ha_sync.service.peer import AgentPath
 
 WITHIN_S = 20.0
 
@@ -64,6 +65,20 @@ class FakeNode:
 
     def standing(self, *, founder: bool) -> Standing:
         return Standing(data=self.epoch, sound=True, current=True, progress=9, positions=f"cdr:{self.epoch}")
+
+
+class FakeLink:
+    """What ``AgentLink`` needs of the dialing."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[AgentPath, ...]] = []
+        self.lost = 0
+
+    def direct(self, paths: tuple[AgentPath, ...]) -> None:
+        self.said.append(paths)
+
+    def agent_lost(self) -> None:
+        self.lost += 1
 
 
 @dataclass(slots=True)
@@ -121,13 +136,16 @@ async def listening(path: str, *, silent_s: float = 60.0) -> AsyncIterator[Ends]
 
 
 @contextlib.asynccontextmanager
-async def attached(path: str, node: FakeNode, events: list[str] | None = None) -> AsyncIterator[AgentLink]:
+async def attached(
+    path: str, node: FakeNode, events: list[str] | None = None, link: FakeLink | None = None
+) -> AsyncIterator[AgentLink]:
     told = events if events is not None else []
     engine = AgentLink(
         node,  # type: ignore[arg-type]
         socket_path=path,
         membership=lambda: None,
         report=lambda _severity, what, fields: told.append(f"{what} {fields.get('reason', '')}".strip()),
+        link=link or FakeLink(),  # type: ignore[arg-type]
     )
     running = asyncio.create_task(engine.run())
     try:

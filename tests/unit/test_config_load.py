@@ -94,7 +94,7 @@ def test_every_key_arrives(tmp_path: Path) -> None:
         reconcile_s = 60.5
         """,
     )
-    assert (settings.node.listen, settings.node.peer) == ("127.0.0.2:0", "[fd00::2]:9527")
+    assert (settings.node.listen, settings.node.peer) == (("127.0.0.2:0",), ("[fd00::2]:9527",))
     assert (settings.stream.compression, settings.stream.bulk_mib_per_s) == (Compression.NEVER, 50)
     assert settings.datasets[0] == SqliteSettings(
         name="astdb",
