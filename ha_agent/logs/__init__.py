@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-
-from sqlite_utils import Database
+from sqlite3 import Connection
 
 from ha_agent.logs import events, switches
 from ha_agent.logs.events import Edge, Event, EventLog, read_events
@@ -48,7 +47,7 @@ def open_logs(
 ) -> AgentLogs:
     """Opens both, once per agent: what an agent before left open or raised is closed. Does not block."""
 
-    def trim(database: Database) -> None:
+    def trim(database: Connection) -> None:
         events.trim_events(database, rows_max=event_rows_max)
         switches.trim_switches(database, rows_max=switch_rows_max)
 
@@ -58,7 +57,7 @@ def open_logs(
     return AgentLogs(events=EventLog(writer), switches=SwitchLog(writer), writer=writer)
 
 
-def _prepare(database: Database) -> None:
+def _prepare(database: Connection) -> None:
     events.prepare_events(database)
     switches.prepare_switches(database)
 
@@ -67,6 +66,6 @@ def _omission(count: int) -> Job:
     return partial(_say_omission, count)
 
 
-def _say_omission(count: int, database: Database) -> None:
+def _say_omission(count: int, database: Connection) -> None:
     insert = events.insert("warning", "log entries were left out", "", Edge.NONE, {"count": count})
     insert(database)

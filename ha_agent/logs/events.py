@@ -12,8 +12,7 @@ import json
 import logging
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
-
-from sqlite_utils import Database
+from sqlite3 import Connection
 
 from ha_agent.logs.writer import Job, LogWriter, clean, reading, wall_clock
 
@@ -115,8 +114,8 @@ def insert(severity: str, what: str, subject: str, edge: Edge, fields: Mapping[s
     told = json.dumps({str(key): clean(value) for key, value in fields.items()})
     row = (wall_clock(), severity, clean(what), clean(subject), edge.value, told)
 
-    def job(database: Database) -> None:
-        database.conn.execute(
+    def job(database: Connection) -> None:
+        database.execute(
             "INSERT INTO event (unix_s, severity, what, subject, edge, fields) VALUES (?, ?, ?, ?, ?, ?)", row
         )
 
@@ -149,18 +148,18 @@ def read_events(
     return events if onward else events[::-1]
 
 
-def prepare_events(database: Database) -> None:
+def prepare_events(database: Connection) -> None:
     """Makes the table, and clears the alarms that stood when the last agent ended."""
-    database.conn.execute(
+    database.execute(
         "CREATE TABLE IF NOT EXISTS event (id INTEGER PRIMARY KEY AUTOINCREMENT, unix_s REAL NOT NULL, "
         "severity TEXT NOT NULL, what TEXT NOT NULL, subject TEXT NOT NULL, edge TEXT NOT NULL, fields TEXT NOT NULL)"
     )
-    database.table("event").create_index(["unix_s"], if_not_exists=True)
+    database.execute("CREATE INDEX IF NOT EXISTS idx_event_unix_s ON event (unix_s)")
 
 
-def clear_left_over(database: Database) -> None:
+def clear_left_over(database: Connection) -> None:
     """A job for the agent's start."""
-    left_over = database.conn.execute(
+    left_over = database.execute(
         "SELECT what, subject FROM event AS newest WHERE edge = 'raised' AND NOT EXISTS (SELECT 1 FROM event AS later "
         "WHERE later.what = newest.what AND later.subject = newest.subject AND later.edge = 'cleared' "
         "AND later.id > newest.id) GROUP BY what, subject"
@@ -169,12 +168,12 @@ def clear_left_over(database: Database) -> None:
         insert("info", what, subject, Edge.CLEARED, {"reason": "the agent was started anew"})(database)
 
 
-def trim_events(database: Database, *, rows_max: int = ROWS_MAX, days_max: float = DAYS_MAX) -> None:
+def trim_events(database: Connection, *, rows_max: int = ROWS_MAX, days_max: float = DAYS_MAX) -> None:
     """Bounds rows and age."""
-    newest = database.conn.execute("SELECT coalesce(max(id), 0) FROM event").fetchone()[0]
+    newest = database.execute("SELECT coalesce(max(id), 0) FROM event").fetchone()[0]
     oldest_unix_s = wall_clock() - days_max * 86400
-    database.conn.execute("DELETE FROM event WHERE id <= ?", (newest - rows_max,))
-    database.conn.execute(
+    database.execute("DELETE FROM event WHERE id <= ?", (newest - rows_max,))
+    database.execute(
         "DELETE FROM event WHERE unix_s < ? AND id <= ?", (oldest_unix_s, newest - min(ROWS_KEPT_MIN, rows_max))
     )
 

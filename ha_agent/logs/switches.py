@@ -14,9 +14,8 @@ import logging
 import uuid
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
+from sqlite3 import Connection
 from typing import NewType
-
-from sqlite_utils import Database
 
 from ha_agent.logs.writer import Job, LogWriter, clean, reading, wall_clock
 
@@ -182,9 +181,9 @@ def read_switches(
     return found if onward else found[::-1]
 
 
-def prepare_switches(database: Database) -> None:
+def prepare_switches(database: Connection) -> None:
     """Makes the table."""
-    database.conn.execute(
+    database.execute(
         "CREATE TABLE IF NOT EXISTS switch (id INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL UNIQUE, "
         "revision INTEGER NOT NULL, begun_unix_s REAL NOT NULL, took_s REAL, trigger_ TEXT NOT NULL, "
         "reason TEXT NOT NULL, epoch INTEGER NOT NULL, role_before TEXT NOT NULL, role_after TEXT NOT NULL, "
@@ -192,19 +191,19 @@ def prepare_switches(database: Database) -> None:
         "finished TEXT NOT NULL DEFAULT '{}', "
         "phases_s TEXT NOT NULL DEFAULT '{}', result TEXT NOT NULL DEFAULT 'open', error TEXT NOT NULL DEFAULT '')"
     )
-    database.table("switch").create_index(["revision"], if_not_exists=True)
+    database.execute("CREATE INDEX IF NOT EXISTS idx_switch_revision ON switch (revision)")
 
 
-def close_left_open(database: Database) -> None:
+def close_left_open(database: Connection) -> None:
     """A job for the agent's start: what is open now was left so by one that is gone. How long it took is not known."""
-    for (key,) in database.conn.execute("SELECT key FROM switch WHERE result = 'open' ORDER BY id").fetchall():
+    for (key,) in database.execute("SELECT key FROM switch WHERE result = 'open' ORDER BY id").fetchall():
         _update(key, {"result": Result.INTERRUPTED.value, "error": "the agent ended in the middle"})(database)
 
 
-def trim_switches(database: Database, *, rows_max: int = ROWS_MAX) -> None:
+def trim_switches(database: Connection, *, rows_max: int = ROWS_MAX) -> None:
     """Bounds the rows. There are few switches; their age does not matter."""
-    newest = database.conn.execute("SELECT coalesce(max(id), 0) FROM switch").fetchone()[0]
-    database.conn.execute("DELETE FROM switch WHERE id <= ?", (newest - rows_max,))
+    newest = database.execute("SELECT coalesce(max(id), 0) FROM switch").fetchone()[0]
+    database.execute("DELETE FROM switch WHERE id <= ?", (newest - rows_max,))
 
 
 _NEXT_REVISION = "SELECT coalesce(max(revision), 0) + 1 FROM switch"
@@ -221,22 +220,22 @@ def _insert(row: dict[str, object]) -> Job:
     marks = ", ".join("?" * len(row))
     statement = f"INSERT INTO switch ({columns}, revision) VALUES ({marks}, ({_NEXT_REVISION}))"
 
-    def job(database: Database) -> None:
-        database.conn.execute(statement, [*row.values()])
+    def job(database: Connection) -> None:
+        database.execute(statement, [*row.values()])
 
     return job
 
 
 def _update(key: str, changes: Mapping[str, object], phase: tuple[str, float] | None = None) -> Job:
-    def job(database: Database) -> None:
-        found = database.conn.execute("SELECT id, phases_s FROM switch WHERE key = ?", (key,)).fetchone()
+    def job(database: Connection) -> None:
+        found = database.execute("SELECT id, phases_s FROM switch WHERE key = ?", (key,)).fetchone()
         if found is None:  # its opening was lost: the disk was full, or the file was damaged
             return
         phases = json.loads(found[1]) | (dict([phase]) if phase else {})
         row = {**changes, "phases_s": json.dumps(phases)}
         columns = ", ".join(f"{key} = ?" for key in row)
         statement = f"UPDATE switch SET {columns}, revision = ({_NEXT_REVISION}) WHERE id = ?"
-        database.conn.execute(statement, [*row.values(), found[0]])
+        database.execute(statement, [*row.values(), found[0]])
 
     return job
 

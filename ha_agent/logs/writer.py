@@ -4,7 +4,7 @@
 batches of one transaction, on one thread. WAL with ``synchronous=FULL``: what was written survives a power cut. A
 damaged file is set aside (the newest two such are kept) and a new one begins. Overflow: at ``PENDING_MAX`` the job is
 left out and counted, and ``on_omission`` makes a job that says how many. A job that cannot be done (a value that SQLite
-does not take) is left out alone. Jobs use ``database.conn``: the table methods of sqlite-utils commit on their own.
+does not take) is left out alone. Jobs only execute: they neither commit nor begin. By ``sqlite3`` alone: ADR 0012.
 Readers open the file read-only, in any process.
 """
 
@@ -21,9 +21,8 @@ import sqlite3
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
+from sqlite3 import Connection
 from typing import TypeVar
-
-from sqlite_utils import Database
 
 logger = logging.getLogger("ha_agent.logs")
 
@@ -36,7 +35,7 @@ FOLLOW_TICK_S = 1.0
 BUSY_S = 5.0
 TEXT_MAX = 4096
 
-Job = Callable[[Database], None]
+Job = Callable[[Connection], None]
 _Row = TypeVar("_Row")
 
 
@@ -53,7 +52,7 @@ class LogWriter:
         self._left_out = 0
         self._followers: set[Callable[[], None]] = set()
         self._lock = threading.Lock()  # of the two above: any thread may put
-        self._database: Database | None = None
+        self._database: Connection | None = None
         self._thread: threading.Thread | None = threading.Thread(target=self._write_for_ever, name="log", daemon=True)
         self._thread.start()
 
@@ -168,13 +167,13 @@ class LogWriter:
     def _write(self, batch: list[Job]) -> None:
         if self._database is None:
             self._database = _connect(self.path, self._prepare)
-        with self._database.conn:
+        with self._database:
             for job in batch:
                 self._do(job, self._database)
             if batch:
                 self._trim(self._database)
 
-    def _do(self, job: Job, database: Database) -> None:
+    def _do(self, job: Job, database: Connection) -> None:
         try:
             job(database)
         except (ValueError, OverflowError, sqlite3.ProgrammingError, sqlite3.IntegrityError) as failed:
@@ -184,20 +183,20 @@ class LogWriter:
 
     def _drop(self) -> None:
         if self._database is not None:
-            self._database.conn.close()
+            self._database.close()
             self._database = None
 
 
 @contextlib.contextmanager
-def reading(path: str, table: str) -> Iterator[Database | None]:
+def reading(path: str, table: str) -> Iterator[Connection | None]:
     """A log that may be in use, read-only; None: there is no such log, or nothing is in it yet. Blocking."""
     if not os.path.exists(path):
         yield None
         return
     quoted = os.path.abspath(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-    with contextlib.closing(sqlite3.connect(f"file:{quoted}?mode=ro", uri=True, timeout=BUSY_S)) as connection:
-        database = Database(connection)
-        yield database if database[table].exists() else None
+    with contextlib.closing(sqlite3.connect(f"file:{quoted}?mode=ro", uri=True, timeout=BUSY_S)) as database:
+        known = database.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (table,)).fetchone()
+        yield database if known else None
 
 
 def clean(text: object, *, most: int = TEXT_MAX) -> str:
@@ -210,7 +209,7 @@ def wall_clock() -> float:
     return dt.datetime.now(dt.UTC).timestamp()
 
 
-def _connect(path: str, prepare: Job) -> Database:
+def _connect(path: str, prepare: Job) -> Connection:
     """Opens, checks and prepares. Raises ``sqlite3.DatabaseError`` when the content is damaged."""
     os.makedirs(os.path.dirname(os.path.abspath(path)), mode=0o700, exist_ok=True)
     connection = sqlite3.connect(path, timeout=BUSY_S)
@@ -221,13 +220,12 @@ def _connect(path: str, prepare: Job) -> Database:
         found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if found != "ok":
             raise sqlite3.DatabaseError(found)
-        database = Database(connection)
         with connection:
-            prepare(database)
+            prepare(connection)
     except BaseException:
         connection.close()
         raise
-    return database
+    return connection
 
 
 def _set_aside(path: str) -> str:
