@@ -8,7 +8,7 @@ all POSIX locks of the process (DESIGN 4.8). ``os.stat`` is harmless. Times in m
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -28,13 +28,23 @@ class Unfit:
     busy: bool = False  # somebody holds a lock
 
 
-def open_active(path: str) -> apsw.Connection:
-    """Opens an existing database of a foreign writer. Raises ``apsw.Error``; never creates a file."""
+def open_active(path: str, *, waits: Callable[[int], bool] | None = None) -> apsw.Connection:
+    """Opens an existing database of a foreign writer. Raises ``apsw.Error``; never creates a file.
+
+    ``waits`` is SQLite's busy handler; without one a lock is waited for as ``BUSY_TIMEOUT_MS`` has it.
+    """
     db = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
     db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
     db.wal_autocheckpoint(0)
-    db.set_busy_timeout(BUSY_TIMEOUT_MS)
-    tuned(db)
+    if waits is None:
+        db.set_busy_timeout(BUSY_TIMEOUT_MS)
+    else:
+        db.set_busy_handler(waits)
+    try:
+        tuned(db)  # reads the schema
+    except apsw.Error:
+        db.close()
+        raise
     return db
 
 

@@ -2,7 +2,8 @@
 
 Write-ahead log: the connection is kept (opening costs more than reading), a read transaction lasts one batch.
 Rollback journal: no connection is kept; a read that would hold its lock longer than ``hold_max_s`` is broken off and
-done again on a lock-free copy. Blocking; used in the source's one thread.
+done again on a lock-free copy. A writer's lock is waited for in short steps, since the moment after its commit is the
+farthest from its next. Blocking; used in the source's one thread.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ from typing import TypeVar
 
 import apsw
 
+from ha_sync.database import connection
 from ha_sync.database.connection import one, open_active, tuned
 from ha_sync.database.image import remove_file
 from ha_sync.database.snapshot import Snapshot
 
 HOLD_MAX_S = 0.005
 LOOK_EVERY_STEPS = 500  # virtual machine steps between two looks at the clock
+STEPS_SHORT = 100  # so many times a lock is asked for again after STEP_SHORT_S, then after STEP_LONG_S
+STEP_SHORT_S = 0.001
+STEP_LONG_S = 0.01
 
 T = TypeVar("T")
 
@@ -49,11 +54,13 @@ class Access:
 
     def read(self, job: Callable[[apsw.Connection], T]) -> T:
         """Runs ``job`` on the database, or on a lock-free copy where it takes too long under a lock."""
-        db = self._connect()
+        manners = _Manners(self.hold_max_s)
+        db = self._connect(manners)
         if self._kept is not None:
             return job(db)
         try:
-            _limit(db, self.hold_max_s)
+            manners.begin()
+            db.set_progress_handler(manners.holds_too_long, LOOK_EVERY_STEPS)
             return job(db)
         except apsw.InterruptError:
             pass
@@ -63,7 +70,7 @@ class Access:
 
     def write(self, job: Callable[[apsw.Connection], T]) -> T:
         """Runs a short ``job`` that writes (installation of triggers, detach)."""
-        db = self._connect()
+        db = self._connect(None)
         try:
             return job(db)
         finally:
@@ -77,12 +84,12 @@ class Access:
             self._kept = None
         remove_file(self._copy_path)
 
-    def _connect(self) -> apsw.Connection:
+    def _connect(self, manners: _Manners | None) -> apsw.Connection:
         identity = self.identity()
         if self._kept is not None and identity == self._identity:
             return self._kept
         self.close()
-        db = open_active(self._path)
+        db = open_active(self._path, waits=None if manners is None else manners.waits)
         try:
             if one(db, "PRAGMA main.journal_mode") == "wal":
                 self._kept, self._identity = db, identity
@@ -105,6 +112,30 @@ class Access:
             remove_file(self._copy_path)
 
 
-def _limit(db: apsw.Connection, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    db.set_progress_handler(lambda: time.monotonic() > deadline, LOOK_EVERY_STEPS)
+class _Manners:
+    """How one read waits for a lock and how long it keeps it."""
+
+    def __init__(self, hold_max_s: float) -> None:
+        self._hold_max_s = hold_max_s
+        self._wait_max_s = connection.BUSY_TIMEOUT_MS / 1000
+        self._wait_until = 0.0
+        self._hold_until = 0.0
+
+    def waits(self, tries: int) -> bool:
+        """SQLite's busy handler. An attempt that failed took nothing: it ended at the writer's PENDING lock."""
+        now = time.monotonic()
+        if tries == 0:
+            self._wait_until = now + self._wait_max_s
+        if now >= self._wait_until:
+            return False
+        time.sleep(STEP_SHORT_S if tries < STEPS_SHORT else STEP_LONG_S)
+        self.begin()  # what was waited is not held
+        return True
+
+    def begin(self) -> None:
+        """Nothing is held until now."""
+        self._hold_until = time.monotonic() + self._hold_max_s
+
+    def holds_too_long(self) -> bool:
+        """SQLite's progress handler."""
+        return time.monotonic() > self._hold_until
