@@ -20,6 +20,8 @@ from ha_sync.config.settings import (
     SOCKET_NAME,
     Compression,
     DatasetSettings,
+    DivergenceSettings,
+    Merge,
     NodeSettings,
     Settings,
     StreamSettings,
@@ -44,6 +46,7 @@ def settings_of(values: dict[str, object], *, source: str) -> Settings:
     top = Table("sync.toml", values, faults)
     node = _node(top, faults)
     stream = _stream(top, faults)
+    divergence = _divergence(top, faults)
     datasets = _datasets(top, faults)
     notices = (*_backup(top, faults), *_storages(top, faults), *_console(top, faults))
     top.finish()
@@ -52,7 +55,7 @@ def settings_of(values: dict[str, object], *, source: str) -> Settings:
         raise ConfigFault(source, faults.lines())
     if not datasets:
         notices = (*notices, "no [[dataset]] is defined: nothing is replicated")
-    return Settings(node=node, stream=stream, datasets=datasets, notices=notices)
+    return Settings(node=node, stream=stream, divergence=divergence, datasets=datasets, notices=notices)
 
 
 def load_node(path: str) -> NodeSettings:
@@ -131,6 +134,17 @@ def _stream(top: Table, faults: Faults) -> StreamSettings:
     )
     table.finish()
     return stream
+
+
+def _divergence(top: Table, faults: Faults) -> DivergenceSettings:
+    plain = DivergenceSettings()
+    table = _section(top, "divergence", faults)
+    divergence = DivergenceSettings(
+        merge=table.choice("merge", plain.merge, Merge),
+        max_mib=table.integer("max_mib", plain.max_mib, low=1, high=16 * 1024 * 1024, unit="MiB"),
+    )
+    table.finish()
+    return divergence
 
 
 def _datasets(top: Table, faults: Faults) -> tuple[DatasetSettings, ...]:

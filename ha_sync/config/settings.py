@@ -40,6 +40,13 @@ class Hold(enum.Enum):
     KEEP = "keep"  # leave them aside for the administrator
 
 
+class Merge(enum.Enum):
+    """When a divergence is merged into the new Active."""
+
+    AUTO = "auto"  # as soon as the nodes are in step and it harms nobody
+    MANUAL = "manual"  # by `ha-sync divergence merge` alone
+
+
 class Compression(enum.Enum):
     """Of frames on the wire."""
 
@@ -132,10 +139,19 @@ class StreamSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DivergenceSettings:
+    """``[divergence]``: what a former Active wrote and the other node never got."""
+
+    merge: Merge = Merge.AUTO  # call records, voicemail and recordings
+    max_mib: int = 2048  # of all archives of this node
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All of ``sync.toml``."""
 
     node: NodeSettings = field(default_factory=NodeSettings)
     stream: StreamSettings = field(default_factory=StreamSettings)
+    divergence: DivergenceSettings = field(default_factory=DivergenceSettings)
     datasets: tuple[DatasetSettings, ...] = ()
     notices: tuple[str, ...] = ()  # accepted, but worth telling (settings of parts that do not run yet)

@@ -14,7 +14,7 @@ from ha_agent.health import Reason
 from ha_agent.heartbeat.seal import Rejection
 from ha_agent.settings.reading import Table
 from ha_sync.cli.main import VERBS
-from ha_sync.config import NodeSettings, SqliteSettings, StreamSettings, TreeSettings, load
+from ha_sync.config import DivergenceSettings, NodeSettings, SqliteSettings, StreamSettings, TreeSettings, load
 from ha_sync.errors import HaSyncError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -50,7 +50,7 @@ def test_there_are_examples() -> None:
     assert {page for page, text in EXAMPLES if is_ha(text)} >= {"README.md", "ha-toml.md"}
 
 
-@pytest.mark.parametrize("facts", [NodeSettings, StreamSettings, SqliteSettings, TreeSettings])
+@pytest.mark.parametrize("facts", [NodeSettings, StreamSettings, DivergenceSettings, SqliteSettings, TreeSettings])
 def test_every_key_of_the_settings_is_documented(facts: type) -> None:
     reference = (ROOT / "docs/sync-toml.md").read_text()
     assert not [fact.name for fact in fields(facts) if f"\n| `{fact.name}` |" not in reference]
