@@ -11,19 +11,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime as dt
-import glob
 import json
 import logging
 import os
 import queue
 import sqlite3
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 
 from sqlite_utils import Database
+
+from ha_sync.logs.writer import connect_to_read, set_aside
+from ha_sync.logs.writer import wall_clock as read_wall_clock
 
 logger = logging.getLogger("ha_sync.events")
 
@@ -34,7 +34,6 @@ TRIM_EVERY = 500
 PENDING_MAX = 10_000  # overflow: the event is counted and left out; a later one says how many were
 BATCH_MAX = 500
 FIELD_MAX = 4096
-ASIDE_KEPT = 2
 FOLLOWERS_MAX = 64
 CATCH_UP_S = 5.0
 FOLLOW_TICK_S = 1.0
@@ -80,7 +79,7 @@ class EventLog:
         self._path = path
         self._rows_max = rows_max
         self._days_max = days_max
-        self._wall_clock = wall_clock or _wall_clock
+        self._wall_clock = wall_clock or read_wall_clock
         self._pending: queue.Queue[_Pending | threading.Event | None] = queue.Queue(maxsize=PENDING_MAX)
         self._left_out = 0
         self._since_trim = 0
@@ -268,7 +267,7 @@ class EventLog:
         if self._database is not None:
             self._database.conn.close()
             self._database = None
-        aside = _set_aside(self._path, self._wall_clock())
+        aside = set_aside(self._path, self._wall_clock())
         self._database = _connect(self._path)
         self._since_trim = 0
         event = self._own("error", "event log was damaged and set aside", {"reason": reason, "kept_as": aside})
@@ -294,7 +293,7 @@ def read_events(
     )
     if not os.path.exists(path):
         return []
-    with contextlib.closing(sqlite3.connect(f"file:{_quoted(path)}?mode=ro", uri=True, timeout=5)) as connection:
+    with contextlib.closing(connect_to_read(path)) as connection:
         rows = Database(connection).execute(statement, [after_id, since_unix_s, *wanted, limit]).fetchall()
     events = [Event(id=row[0], unix_s=row[1], severity=row[2], what=row[3], fields=json.loads(row[4])) for row in rows]
     return events if onward else events[::-1]
@@ -323,21 +322,6 @@ def _connect(path: str) -> Database:
     return database
 
 
-def _set_aside(path: str, unix_s: float) -> str:
-    stamp = dt.datetime.fromtimestamp(unix_s, dt.UTC).strftime("%Y%m%dT%H%M%S%fZ")
-    aside = f"{path}.damaged-{stamp}-{time.monotonic_ns()}"
-    os.rename(path, aside)
-    for companion in ("-wal", "-shm"):
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(path + companion, aside + companion)
-    kept = [name for name in glob.glob(glob.escape(path) + ".damaged-*") if not name.endswith(("-wal", "-shm"))]
-    for old in sorted(kept, key=os.path.getmtime)[:-ASIDE_KEPT]:
-        for name in (old, old + "-wal", old + "-shm"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
-    return aside
-
-
 def _row(event: _Pending) -> dict[str, object]:
     fields = {str(key): _text(value) for key, value in event.fields.items()}
     return {
@@ -362,11 +346,3 @@ def _mirror(batch: Iterable[_Pending]) -> None:
 
 def _complain(failed: Exception) -> None:
     logger.error("event log could not be written", extra={"reason": str(failed)})
-
-
-def _quoted(path: str) -> str:
-    return os.path.abspath(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-
-
-def _wall_clock() -> float:
-    return dt.datetime.now(dt.UTC).timestamp()

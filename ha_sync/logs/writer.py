@@ -149,7 +149,7 @@ class LogWriter:
     def _write_anew(self, batch: list[Job], damaged: sqlite3.DatabaseError) -> None:
         try:
             self._drop()
-            aside = _set_aside(self.path)
+            aside = set_aside(self.path, wall_clock())
             fields: dict[str, object] = {"reason": str(damaged), "kept_as": aside}
             self._report("error", "a log of runs was damaged and set aside", fields)
             self._write(batch)
@@ -189,10 +189,15 @@ def reading(path: str, table: str) -> Iterator[Database | None]:
     if not os.path.exists(path):
         yield None
         return
-    quoted = os.path.abspath(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-    with contextlib.closing(sqlite3.connect(f"file:{quoted}?mode=ro", uri=True, timeout=BUSY_S)) as connection:
+    with contextlib.closing(connect_to_read(path)) as connection:
         database = Database(connection)
         yield database if database[table].exists() else None
+
+
+def connect_to_read(path: str) -> sqlite3.Connection:
+    """Read-only, whatever characters its name has."""
+    quoted = os.path.abspath(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    return sqlite3.connect(f"file:{quoted}?mode=ro", uri=True, timeout=BUSY_S)
 
 
 def clean(text: object, *, most: int = TEXT_MAX) -> str:
@@ -225,8 +230,9 @@ def _connect(path: str, prepare: Job) -> Database:
     return database
 
 
-def _set_aside(path: str) -> str:
-    stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%S%fZ")
+def set_aside(path: str, unix_s: float) -> str:
+    """Renames a damaged file; only the newest ``ASIDE_KEPT`` such are kept. Returns its new name."""
+    stamp = dt.datetime.fromtimestamp(unix_s, dt.UTC).strftime("%Y%m%dT%H%M%S%fZ")
     aside = f"{path}.damaged-{stamp}-{time.monotonic_ns()}"
     os.rename(path, aside)
     for companion in ("-wal", "-shm"):
