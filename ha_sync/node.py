@@ -21,6 +21,7 @@ from ha_proto.sync.v1 import replication_pb2 as pb
 from ha_sync.apply.database import DatabaseSink
 from ha_sync.apply.tree import TreeSink
 from ha_sync.capture.database import DatabaseSource
+from ha_sync.capture.remembered import acknowledged
 from ha_sync.capture.tree import TreeSource
 from ha_sync.catalogue.engine import EngineState, admit
 from ha_sync.config import DatasetSettings, Settings, TreeSettings
@@ -36,6 +37,7 @@ from ha_sync.core.dataset import (
 )
 from ha_sync.core.position import NOWHERE, Epoch, Position
 from ha_sync.core.standing import DatasetStanding, Standing, standing_of
+from ha_sync.divergence.keeper import Keeper
 from ha_sync.errors import ConfigFault, Fenced, HaSyncError, OperatorNeeded, Refused, Retryable, WrongState
 from ha_sync.stream.full_sync import FullSyncWatch
 from ha_sync.stream.gate import Gate
@@ -80,6 +82,7 @@ class _Endpoint:
     subscriber_at: str = ""  # host:port from which the Standby called
     tried: asyncio.Event = field(default_factory=asyncio.Event)  # in this role: opened, or failed once
     fault: str = ""
+    based: bool = False  # before this node served it, it was a copy of the other node's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +116,7 @@ class Node:
         self._full_syncs = full_syncs
         self._booted = {item.name for item in settings.datasets}  # not connected as Standby yet
         self._endpoints = {item.name: _Endpoint(settings=item) for item in settings.datasets}
+        self.keeper = Keeper.of(settings, report=report)
         self._changing = asyncio.Lock()
         self._acknowledged = asyncio.Condition()
         self._executor = ThreadPoolExecutor(CODEC_THREADS, thread_name_prefix="codec")
@@ -210,11 +214,14 @@ class Node:
 
     async def _promote_one(self, endpoint: _Endpoint) -> list[tuple[DatasetName, Finished]]:
         name = endpoint.settings.name
+        if endpoint.sink is None and await self._is_own(endpoint.settings):
+            return []  # served here before, and nothing was applied since: it lacks only what the other node wrote
         if endpoint.sink is None:  # a restart as Active of a node that was Standby
             sink = self._new_sink(endpoint.settings)
             await self._guarded(endpoint, sink.open(self.promised, active_at=self._active_at()))
             endpoint.sink = sink
         try:
+            endpoint.based = endpoint.sink.applied != NOWHERE and endpoint.sink.report().consistent
             done = await endpoint.sink.promote()
         except (HaSyncError, OSError) as error:
             # The phones come first: a dataset that cannot be tidied must not keep the others from serving.
@@ -247,11 +254,15 @@ class Node:
             await self._close_end(endpoint)
 
     async def _open(self, endpoint: _Endpoint) -> None:
+        settings, place = endpoint.settings, self._place(endpoint.settings)
         if self.role is Role.ACTIVE:
+            await asyncio.to_thread(self.keeper.serve, settings, place, self.epoch, based=endpoint.based)
             source = self._new_source(endpoint.settings)
             await source.open(self.epoch)
             endpoint.source = source  # only now: nobody may ask an end that is not open
         else:
+            # Before any end of ours may touch it: what the new Active has replaces what only this node has.
+            await asyncio.to_thread(self.keeper.save, settings, place, acknowledged)
             sink = self._new_sink(endpoint.settings)
             await sink.open(self.epoch, active_at=self._active_at())
             endpoint.sink = sink
@@ -301,6 +312,9 @@ class Node:
         if isinstance(settings, TreeSettings):
             return TreeSink(settings, catalogue_path=os.path.join(place, "catalogue.db"), report=self._report)
         return DatabaseSink(settings, state_dir=place, report=self._report)
+
+    async def _is_own(self, settings: DatasetSettings) -> bool:
+        return await asyncio.to_thread(self.keeper.is_own, settings, self._place(settings))
 
     def _place(self, settings: DatasetSettings) -> str:
         place = os.path.join(self.settings.node.state_dir, "datasets", settings.name)

@@ -106,10 +106,10 @@ class Archive:
 class Archives:
     """All of them. The engine and nobody else writes here."""
 
-    def __init__(self, folder: str, *, bytes_max: int, discarded: Callable[[Archive], None]) -> None:
+    def __init__(self, folder: str, *, bytes_max: int, dropped: Callable[[Archive], None]) -> None:
         self.folder = folder
         self._bytes_max = bytes_max
-        self._discarded = discarded  # told of an archive that made room for another
+        self._dropped = dropped  # told of an archive that made room for another
 
     def listed(self) -> list[Archive]:
         """Oldest first."""
@@ -155,7 +155,7 @@ class Archives:
                 break
             if item.standing.state is State.MERGED:
                 self.remove(item)
-                self._discarded(item)
+                self._dropped(item)
                 free += item.about.size
         return max(0, free)
 

@@ -2,28 +2,34 @@
 
 Invariants: while a dataset bears the mark of service (``serving``), ``save`` must have returned before its sink is
 opened; an archive is durable under its name before the mark goes; a crash in between repeats the work or finds it done.
-Nothing that the peer lacks: no archive. Blocking; one call a dataset at a time, datasets at the same time.
+Nothing that the peer lacks: no archive. A saving that a change of role overtakes is given up: it replaced nothing.
+Blocking; every method from any thread.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import os
 import sqlite3
 import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import apsw
 
-from ha_sync.config import DatasetSettings, SqliteSettings, TreeSettings
+from ha_sync.config import DatasetSettings, Settings, SqliteSettings, TreeSettings
 from ha_sync.core.acknowledged import Acknowledged, PagesAcknowledged, RowsAcknowledged
 from ha_sync.core.dataset import Report
+from ha_sync.core.position import Epoch
 from ha_sync.divergence import saving_rows, serving
 from ha_sync.divergence.archive import CONTENTS, COPY, FILES, MERGEABLE, ROWS, About, Archive, Archives
 from ha_sync.divergence.saving_rows import Taken
 from ha_sync.divergence.saving_tree import take_tree
 from ha_sync.divergence.serving import Serving
 from ha_sync.errors import Retryable
+from ha_sync.files.blocks import MIB
 from ha_sync.logs.writer import wall_clock
 
 NAMED_MAX = 5
@@ -49,32 +55,74 @@ class Keeper:
     """See the module."""
 
     def __init__(self, archives: Archives, *, report: Report) -> None:
-        self._archives = archives
+        self.archives = archives
         self._report = report
         self._lock = threading.Lock()  # datasets are saved at the same time, and share the room
         self._claims: dict[str, int] = {}  # bytes of what is being built
+        self._turns: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # by dataset
+        self._given_up: set[str] = set()  # datasets whose saving must end
 
-    def save(self, settings: DatasetSettings, place: str, acknowledged: Acknowledged | None) -> Archive | None:
+    @classmethod
+    def of(cls, settings: Settings, *, report: Report) -> Keeper:
+        """With this node's archives."""
+
+        def dropped(archive: Archive) -> None:
+            about = archive.about
+            report("info", "a merged divergence made room", {"dataset": about.dataset, "id": about.id})
+
+        folder = os.path.join(settings.node.state_dir, "divergence")
+        archives = Archives(folder, bytes_max=settings.divergence.max_mib * MIB, dropped=dropped)
+        return cls(archives, report=report)
+
+    def serve(self, settings: DatasetSettings, place: str, epoch: Epoch, *, based: bool) -> None:
+        """Marks the dataset as served here; durable when it returns. ``based``: it was a copy of the peer's."""
+        with self._turn_of(settings):
+            serving.begin(place, epoch, based=based)
+
+    def is_own(self, settings: DatasetSettings, place: str) -> bool:
+        """Whether nothing was applied to the dataset since this node served it."""
+        with self._turn_of(settings):
+            return serving.load(place) is not None
+
+    @contextlib.contextmanager
+    def _turn_of(self, settings: DatasetSettings) -> Iterator[None]:
+        """Ends a saving that is going on."""
+        self._given_up.add(settings.name)
+        try:
+            with self._turns[settings.name]:
+                yield
+        finally:
+            self._given_up.discard(settings.name)
+
+    def save(
+        self, settings: DatasetSettings, place: str, acknowledged: Callable[[str], Acknowledged | None]
+    ) -> Archive | None:
         """Saves what the peer lacks of the dataset whose state is in ``place``, if this node served it.
 
-        Raises Retryable or OperatorNeeded where it cannot be saved now: nothing may be applied then.
+        ``acknowledged(place)`` tells what the peer is known to have of a database. Raises Retryable or OperatorNeeded
+        where it cannot be saved now: nothing may be applied then.
         """
-        mark = serving.load(place)
-        if mark is None:
-            return None
-        made = self._archives.made_for(mark.id, settings.name)
-        if made is None:
-            made = self._made(settings, place, mark, acknowledged)
-        serving.end(place)
-        return made
+        with self._turns[settings.name]:
+            mark = serving.load(place)
+            if mark is None:
+                return None
+            made = self.archives.made_for(mark.id, settings.name)
+            if made is None:
+                made = self._made(settings, place, mark, acknowledged)
+            serving.end(place)
+            return made
 
     def _made(
-        self, settings: DatasetSettings, place: str, mark: Serving, acknowledged: Acknowledged | None
+        self,
+        settings: DatasetSettings,
+        place: str,
+        mark: Serving,
+        acknowledged: Callable[[str], Acknowledged | None],
     ) -> Archive | None:
         draft = _Draft(
             settings=settings,
             place=place,
-            folder=self._archives.stage(settings.name),
+            folder=self.archives.stage(settings.name),
             serving=mark,
             kind="tree",
             counts={},
@@ -83,7 +131,7 @@ class Keeper:
             if isinstance(settings, TreeSettings):
                 worth = self._tree(draft, settings)
             else:
-                worth = self._database(draft, settings, acknowledged)
+                worth = self._database(draft, settings, acknowledged(place))
             return self._finish(draft) if worth else None
         except FileNotFoundError as error:
             if os.path.lexists(settings.path):
@@ -95,7 +143,7 @@ class Keeper:
             raise _not_now(settings, error) from error
         finally:
             self._claims.pop(settings.name, None)
-            self._archives.drop_stage(settings.name)
+            self.archives.drop_stage(settings.name)
 
     # ---- by kind
 
@@ -106,6 +154,7 @@ class Keeper:
             index_path=os.path.join(draft.folder, FILES),
             contents=os.path.join(draft.folder, CONTENTS),
             room=lambda size: self._takes(draft, size),
+            goes_on=lambda: self._require_wanted(settings),
         )
         draft.counts = {"files": taken.files, "deleted": taken.gone, "objects": taken.objects}
         draft.left_out, draft.left_out_count = tuple(taken.left_out), taken.left_out_count
@@ -157,6 +206,10 @@ class Keeper:
             settings, copy, target=os.path.join(draft.folder, ROWS), room=max(0, room - os.path.getsize(copy))
         )
 
+    def _require_wanted(self, settings: DatasetSettings) -> None:
+        if settings.name in self._given_up:
+            raise Retryable("gave up saving", subject=settings.path, reason="the role changes; nothing was replaced")
+
     # ---- room
 
     def _takes(self, draft: _Draft, size: int) -> bool:
@@ -171,7 +224,7 @@ class Keeper:
         """What is left beside what the drafts hold, this one too."""
         with self._lock:
             claimed = sum(self._claims.values())
-            room = max(0, self._archives.room(wanted + claimed) - claimed)
+            room = max(0, self.archives.room(wanted + claimed) - claimed)
             if isinstance(draft.settings, SqliteSettings):
                 self._claims[draft.settings.name] = min(room, wanted)
             return room
@@ -181,7 +234,7 @@ class Keeper:
     def _finish(self, draft: _Draft) -> Archive:
         settings = draft.settings
         about = About(
-            id=self._archives.free_id(draft.serving.epoch, settings.name),
+            id=self.archives.free_id(draft.serving.epoch, settings.name),
             dataset=settings.name,
             kind=draft.kind,
             priority=settings.priority.name.lower(),
@@ -195,7 +248,7 @@ class Keeper:
             left_out_count=draft.left_out_count,
             trouble=draft.trouble,
         )
-        archive = self._archives.finish(draft.folder, about, summary_of(about))
+        archive = self.archives.finish(draft.folder, about, summary_of(about))
         fields: dict[str, object] = {"dataset": about.dataset, "id": about.id, **about.counts}
         if about.trouble:
             fields["trouble"] = about.trouble

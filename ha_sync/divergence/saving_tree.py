@@ -60,9 +60,15 @@ class TakenFiles:
 
 
 def take_tree(
-    settings: TreeSettings, *, catalogue_path: str, index_path: str, contents: str, room: Callable[[int], bool]
+    settings: TreeSettings,
+    *,
+    catalogue_path: str,
+    index_path: str,
+    contents: str,
+    room: Callable[[int], bool],
+    goes_on: Callable[[], None],
 ) -> TakenFiles:
-    """Writes index and contents. ``room(bytes)`` says whether so much more may be kept.
+    """Writes index and contents. ``room(bytes)`` says whether so much more may be kept, ``goes_on`` raises to end it.
 
     Raises OperatorNeeded where another directory stands at the dataset's path, FileNotFoundError where none does.
     """
@@ -73,7 +79,7 @@ def take_tree(
             _require_own(settings.path, catalogue)
             with TreeIndex(index_path, create=True) as index:
                 taker = _Taker(settings, root, catalogue, index=index, contents=contents, room=room)
-                taker.run()
+                taker.run(goes_on)
             return taker.taken
         finally:
             root.close()
@@ -113,11 +119,12 @@ class _Taker:
         self._number = 0
         self.taken = TakenFiles()
 
-    def run(self) -> None:
+    def run(self, goes_on: Callable[[], None]) -> None:
         """Merges the disk with the catalogue, both in walk order."""
         known = self._known()
         row = next(known, None)
         for key, status in self._below(b"", self._root.fd):
+            goes_on()
             while row is not None and row[0] < key:
                 self._is_gone(row)
                 row = next(known, None)
