@@ -1,4 +1,4 @@
-"""Comparing two trees by ranges: what was seen of an object, the digest of a range, and how two of the same path differ.
+"""Comparing two trees by ranges: what was seen of an object, the digest of a range, how two of one path differ.
 
 A *range* is a run of objects in walk order (``key_of`` a path: NUL for ``/``). Both nodes make the digest of the same
 range; only where the digests differ are the entries themselves exchanged and merged. Equal entries give equal records,

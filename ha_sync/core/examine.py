@@ -14,7 +14,7 @@ from __future__ import annotations
 import enum
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ha_sync.core.dataset import DatasetName
 
@@ -69,6 +69,7 @@ class Examined:
     differing: int
     repaired: int
     unverified: int
+    in_motion: int = 0  # was being written at every look: no fault
 
 
 class Peer(Protocol):
@@ -83,6 +84,14 @@ class Witness(Protocol):
 
     def answer(self, question: bytes) -> Iterator[bytes]:
         """Blocking, in a thread that nothing else waits for. Raises ``ProtocolFault`` for what it does not know."""
+
+
+@runtime_checkable
+class Resting(Protocol):
+    """A witness that keeps something open from one question to the next."""
+
+    def rest(self) -> None:
+        """No question has come for a while: lets go. Called in the thread of ``answer``."""
 
 
 class Run(Protocol):

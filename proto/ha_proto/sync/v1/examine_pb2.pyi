@@ -168,21 +168,25 @@ class TreeRange(_message.Message):
     FROM_ROOT_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
     UNTIL_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
     from_root: _builtins.bool
     """the root itself is in the range"""
     after: _builtins.bytes
     until: _builtins.bytes
     """included; empty: to the end"""
+    limit: _builtins.int
+    """of entries in one answer: as many as this say that there may be more; 0: none"""
     def __init__(
         self,
         *,
         from_root: _builtins.bool = ...,
         after: _builtins.bytes = ...,
         until: _builtins.bytes = ...,
+        limit: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "from_root", b"from_root", "until", b"until"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "from_root", b"from_root", "limit", b"limit", "until", b"until"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
