@@ -36,7 +36,7 @@ def _rows(path: str) -> RowsAcknowledged | None:
             inode=identity.inode,
             log=identity.log,
             logged=max(0, journal.acknowledged - journal.extra),
-            anything=journal.acknowledged > 0,
+            anything=journal.answered,
             whole=journal.whole_after(journal.acknowledged),
         )
     finally:

@@ -43,6 +43,7 @@ class _Kept:
     extra: int = 0
     captured: int = 0
     acknowledged: int = 0
+    answered: bool = False
     schema_version: int = -1
 
 
@@ -129,6 +130,11 @@ class Journal:
         return self.position(self.looked)
 
     @property
+    def answered(self) -> bool:
+        """Whether a Standby acknowledged anything in this incarnation, be it that nothing has changed yet."""
+        return self._kept.answered
+
+    @property
     def identity(self) -> Identity:
         """The log that positions count in."""
         return Identity(device=self._kept.device, inode=self._kept.inode, log=self._kept.log)
@@ -183,10 +189,14 @@ class Journal:
         return frozenset(t for s, t in self.marks if s > sequence)
 
     def acknowledge(self, sequence: Sequence) -> None:
-        """Everything up to ``sequence`` is durable on the Standby (saved lazily)."""
+        """Everything up to ``sequence`` is durable on the Standby (saved lazily, but for the first)."""
+        first, self._kept.answered = not self._kept.answered, True
         self.moved = self.moved or sequence > self._kept.acknowledged
         self._kept.acknowledged = max(self._kept.acknowledged, sequence)
         self.marks = [(s, t) for s, t in self.marks if s > sequence]
+        if first:
+            # After a crash it tells that the Standby has at least what stood here in the beginning.
+            self.save()
 
     def learn(self, schema: Schema) -> None:
         """The schema is the one known from now on (saved by the caller's ``mark`` or ``save``)."""
