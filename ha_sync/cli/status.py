@@ -26,7 +26,19 @@ from ha_sync.errors import HaSyncError
 CLEAR_SCREEN = "\x1b[H\x1b[2J"
 NOTHING = "-"
 _COLOURS = {"streaming": "green", "degraded": "yellow", "waiting": "yellow", "halted": "red", "failed": "red"}
-_HEADINGS = ("DATASET", "KIND", "STATE", "POSITION", "ACKED", "BACKLOG", "P50 MS", "P99 MS", "OLDEST MS", "METHOD")
+_HEADINGS = (
+    "DATASET",
+    "KIND",
+    "STATE",
+    "POSITION",
+    "ACKED",
+    "BACKLOG",
+    "P50 MS",
+    "P99 MS",
+    "OLDEST MS",
+    "PATH",
+    "METHOD",
+)
 _NUMBERS = frozenset({3, 4, 5, 6, 7, 8})
 
 
@@ -163,6 +175,7 @@ def page(current: pb.Status) -> list[str]:
         f"up {duration(current.uptime_s)}, version {current.version}"
     )
     node = [f"node     {current.node_id or NOTHING}: {about}", f"peer     {_peer(current.peer)}"]
+    node += [f"stream   {_path(path)}" for path in current.peer.paths]
     if current.certificate_expires:
         node.append(f"expires  {current.certificate_expires} (certificate, renewed by itself)")
     node.extend(f"notice   {notice}" for notice in current.notices)
@@ -187,7 +200,8 @@ def _line(dataset: pb.Dataset) -> str:
     return (
         f"dataset={dataset.name} state={dataset.state} consistent={str(dataset.consistent).lower()} "
         f"position={dataset.position.sequence} acknowledged={_acked(dataset)} backlog={dataset.backlog} "
-        f"p50_ms={_ms(dataset.lag, 'p50_ms')} p99_ms={_ms(dataset.lag, 'p99_ms')}"
+        f"p50_ms={_ms(dataset.lag, 'p50_ms')} p99_ms={_ms(dataset.lag, 'p99_ms')} "
+        f"path={dataset.stream_path or dataset.stream_address or NOTHING}"
     )
 
 
@@ -195,6 +209,12 @@ def _peer(peer: pb.Peer) -> str:
     name = " ".join(part for part in (peer.node_id, f"at {peer.address}" if peer.address else "") if part)
     state = "connected" if peer.connected else "not connected"
     return f"{name or 'none known'}: {state}" + (f" ({peer.reason})" if peer.reason else "")
+
+
+def _path(path: pb.PeerPath) -> str:
+    """One way to the peer: what the heartbeats say of it, and whether streams go there."""
+    name = f"{path.name} at {path.address}" if path.name else f"at {path.address}"
+    return f"{name}: {path.state}" + (", in use" if path.used else "")
 
 
 def _row(dataset: pb.Dataset) -> tuple[str, ...]:
@@ -208,6 +228,7 @@ def _row(dataset: pb.Dataset) -> tuple[str, ...]:
         _ms(dataset.lag, "p50_ms"),
         _ms(dataset.lag, "p99_ms"),
         _ms(dataset.lag, "oldest_pending_ms"),
+        dataset.stream_path or dataset.stream_address or NOTHING,
         dataset.method or NOTHING,
     )
 

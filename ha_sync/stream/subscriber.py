@@ -38,7 +38,7 @@ ACK_DELAY_S = 0.05
 
 
 QUIET_S = 0.5
-QUIET_WAIT_S = 300.0
+QUIET_WAIT_S = 60.0
 """A stream that is to go by a better path waits until nothing came for QUIET_S, or so long; a full sync ends first."""
 
 

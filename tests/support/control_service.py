@@ -17,7 +17,16 @@ STATUS = pb.Status(
     pair="pair",
     version="0.1.0",
     uptime_s=3725,
-    peer=pb.Peer(node_id="n-2", address="127.0.0.3:9527", connected=False, reason="wrong cluster"),
+    peer=pb.Peer(
+        node_id="n-2",
+        address="127.0.0.3:9527",
+        connected=False,
+        reason="wrong cluster",
+        paths=[
+            pb.PeerPath(name="cable", address="127.0.0.3:9527", state="heard", used=True),
+            pb.PeerPath(address="127.0.0.4:9527", state="unknown"),
+        ],
+    ),
     datasets=[
         pb.Dataset(
             name="cdr",
@@ -30,6 +39,8 @@ STATUS = pb.Status(
             consistent=True,
             lag=pb.Lag(p50_ms=2.25, p99_ms=9.75, samples=100),
             counts={"copies_rejected": 20, "checks": 3, "none": 0},
+            stream_path="cable",
+            stream_address="127.0.0.3:40312",
         ),
         pb.Dataset(name="voicemail", kind="tree", state="halted", reason="the root is empty", consistent=False),
     ],

@@ -55,11 +55,13 @@ def test_status_is_an_aligned_table_without_colour_in_a_pipe(engine: FakeEngine,
     assert out.splitlines() == [
         "node     n-1: active, epoch 1099511627776, pair pair, up 1h 2m, version 0.1.0",
         "peer     n-2 at 127.0.0.3:9527: not connected (wrong cluster)",
+        "stream   cable at 127.0.0.3:9527: heard, in use",
+        "stream   at 127.0.0.4:9527: unknown",
         "notice   backup: kept",
         "",
-        "DATASET    KIND    STATE      POSITION  ACKED  BACKLOG  P50 MS  P99 MS  OLDEST MS  METHOD",
-        "cdr        sqlite  streaming       120    118        2     2.2     9.8          -  rows: WAL",
-        "voicemail  tree    halted            0      -        0       -       -          -  -",
+        "DATASET    KIND    STATE      POSITION  ACKED  BACKLOG  P50 MS  P99 MS  OLDEST MS  PATH   METHOD",
+        "cdr        sqlite  streaming       120    118        2     2.2     9.8          -  cable  rows: WAL",
+        "voicemail  tree    halted            0      -        0       -       -          -  -      -",
         "",
         "cdr: checks 3, copies_rejected 20",
         "voicemail: the root is empty",
@@ -106,7 +108,7 @@ def test_watch_prints_plain_lines_in_a_pipe(engine: FakeEngine, run: Any) -> Non
     assert code == 1  # neither answers any more
     assert len(lines) == 4
     assert "active epoch=1099511627776 connected=false dataset=cdr state=streaming" in lines[0]
-    assert lines[0].endswith("position=120 acknowledged=118 backlog=2 p50_ms=2.2 p99_ms=9.8")
+    assert lines[0].endswith("position=120 acknowledged=118 backlog=2 p50_ms=2.2 p99_ms=9.8 path=cable")
     assert "\x1b" not in out
     assert err.count("cannot reach the agent") == 2  # once for both looks, once at the end
 
