@@ -1,7 +1,7 @@
 """A beat between its values and the protobuf of ``agent/v1/beat.proto``. Pure.
 
-Promise: what ``write`` gives is never longer than ``PAYLOAD_MAX`` bytes, whatever the values; ``read`` bounds every
-field before anyone sees it and answers any bytes with a ``Message`` or with ``NotUnderstood``. Numbers stay below
+Promise: what is written is never longer than ``PAYLOAD_MAX`` bytes, whatever the values; what is read has every field
+bounded before anyone sees it; any bytes are answered with a ``Message`` or with ``NotUnderstood``. Numbers stay below
 2^42. Ages are seconds here and milliseconds on the wire; longer ones than ``AGE_MAX_S`` are said to be that long.
 """
 
@@ -113,61 +113,109 @@ class Message:
     told: Told
 
 
-def write(message: Message) -> bytes:
-    """The payload of a datagram. Of too many paths or reasons the first go, of switches the newest. What is compared
+class Writer:
+    """Writes what one node says. Of too many paths or reasons the first go, of switches the newest. What is compared
     between the nodes (digests, the model) is never cut: a longer one is our own mistake, found at the first beat.
+
+    A protobuf may be written in parts, in any order: a part that says what it said in the last beat is not made anew.
     """
-    wire = pb.Beat(
-        cluster_id=message.cluster_id,
-        mac=bytes.fromhex(message.mac.replace(":", "")),
-        boot=_number(message.envelope.boot),
-        sequence=_number(message.envelope.sequence),
-        path=message.envelope.path,
-        echo_boot=_number(message.envelope.echo_boot),
-        echoes=[
-            pb.Echo(path=echo.path, sequence=_number(echo.sequence), age_ms=_milliseconds(echo.age_s))
-            for echo in message.envelope.echoes[:PATHS_MAX]
-        ],
-        role=_write_role(message.beat),
-        told=_write_told(message.told),
-    )
-    payload = wire.SerializeToString()
-    assert len(payload) <= PAYLOAD_MAX, len(payload)
-    return payload
+
+    def __init__(self, cluster_id: bytes, mac: Mac) -> None:
+        self._sender = pb.Beat(cluster_id=cluster_id, mac=bytes.fromhex(mac.replace(":", ""))).SerializeToString()
+        self._beat: Beat | None = None
+        self._role = b""
+        self._told: Told | None = None
+        self._told_part = b""
+
+    def write(self, envelope: Envelope, beat: Beat, told: Told, paths: tuple[PathId, ...]) -> tuple[bytes, ...]:
+        """The payloads of one beat for these paths, in their order. The path in the envelope is not looked at."""
+        if beat != self._beat:
+            self._role = pb.Beat(role=_write_role(beat)).SerializeToString()
+            self._beat = beat
+        if told != self._told:
+            self._told_part = pb.Beat(told=_write_told(told)).SerializeToString()
+            self._told = told
+        common = self._sender + _write_envelope(envelope) + self._role + self._told_part
+        payloads = tuple(common + _PATH_PARTS[path] for path in paths)
+        assert all(len(payload) <= PAYLOAD_MAX for payload in payloads), len(common)
+        return payloads
+
+
+class Reader:
+    """Reads what one node says. What it says again, as on the next path, is not made anew."""
+
+    def __init__(self) -> None:
+        self._role: tuple[pb.Role, Beat] | None = None
+        self._told: tuple[pb.Told, Told] | None = None
+
+    def read(self, payload: bytes) -> Message:
+        """What a ``Writer`` wrote. Raises NotUnderstood, and nothing else."""
+        if len(payload) > PAYLOAD_MAX:
+            raise NotUnderstood("too long")
+        try:
+            wire = pb.Beat.FromString(payload)
+        except DecodeError as error:
+            raise NotUnderstood("not a protobuf") from error
+        _demand(len(wire.cluster_id) == 16, "cluster_id")
+        _demand(len(wire.mac) == 6, "mac")
+        _demand(len(wire.echoes) <= PATHS_MAX, "echoes")
+        return Message(
+            cluster_id=wire.cluster_id,
+            mac=Mac(wire.mac.hex(":")),
+            envelope=Envelope(
+                boot=Boot(_positive(wire.boot)),
+                sequence=Sequence(_positive(wire.sequence)),
+                path=_path(wire.path),
+                echo_boot=Boot(_bounded(wire.echo_boot)),
+                echoes=tuple(
+                    Echo(path=_path(one.path), sequence=Sequence(_positive(one.sequence)), age_s=_seconds(one.age_ms))
+                    for one in wire.echoes
+                ),
+            ),
+            beat=self._beat(wire.role),
+            told=self._what_is_told(wire.told),
+        )
+
+    def _beat(self, role: pb.Role) -> Beat:
+        if self._role is None or self._role[0] != role:
+            self._role = role, _read_role(role)
+        return self._role[1]
+
+    def _what_is_told(self, told: pb.Told) -> Told:
+        if self._told is None or self._told[0] != told:
+            self._told = told, _read_told(told)
+        return self._told[1]
+
+
+def write(message: Message) -> bytes:
+    """The payload of one datagram."""
+    envelope = message.envelope
+    writer = Writer(message.cluster_id, message.mac)
+    return writer.write(envelope, message.beat, message.told, (envelope.path,))[0]
 
 
 def read(payload: bytes) -> Message:
-    """What ``write`` wrote. Raises NotUnderstood, and nothing else."""
-    if len(payload) > PAYLOAD_MAX:
-        raise NotUnderstood("too long")
-    try:
-        wire = pb.Beat.FromString(payload)
-    except DecodeError as error:
-        raise NotUnderstood("not a protobuf") from error
-    _demand(len(wire.cluster_id) == 16, "cluster_id")
-    _demand(len(wire.mac) == 6, "mac")
-    _demand(len(wire.echoes) <= PATHS_MAX, "echoes")
-    return Message(
-        cluster_id=wire.cluster_id,
-        mac=Mac(wire.mac.hex(":")),
-        envelope=Envelope(
-            boot=Boot(_positive(wire.boot)),
-            sequence=Sequence(_positive(wire.sequence)),
-            path=_path(wire.path),
-            echo_boot=Boot(_bounded(wire.echo_boot)),
-            echoes=tuple(
-                Echo(path=_path(one.path), sequence=Sequence(_positive(one.sequence)), age_s=_seconds(one.age_ms))
-                for one in wire.echoes
-            ),
-        ),
-        beat=_read_role(wire.role),
-        told=_read_told(wire.told),
-    )
+    """One message. Raises NotUnderstood, and nothing else."""
+    return Reader().read(payload)
 
 
 def plain(text: str, limit: int) -> str:
     """The text as it will stand in a beat: printable ASCII, cut."""
     return "".join(letter if letter in _PLAIN else "?" for letter in text[:limit])
+
+
+def _write_envelope(envelope: Envelope) -> bytes:
+    """All but the path."""
+    echoes = [
+        pb.Echo(path=echo.path, sequence=_number(echo.sequence), age_ms=_milliseconds(echo.age_s))
+        for echo in envelope.echoes[:PATHS_MAX]
+    ]
+    return pb.Beat(
+        boot=_number(envelope.boot),
+        sequence=_number(envelope.sequence),
+        echo_boot=_number(envelope.echo_boot),
+        echoes=echoes,
+    ).SerializeToString()
 
 
 def _write_role(beat: Beat) -> pb.Role:
@@ -381,3 +429,4 @@ _CAUSES = {cause: pb.Cause.Value(f"CAUSE_{cause.name}") for cause in Cause}
 _CAUSES_BACK: dict[int, Cause] = {number: cause for cause, number in _CAUSES.items()}
 _SYNCS = {state: pb.FullSync.Value(f"FULL_SYNC_{state.name}") for state in FullSync}
 _SYNCS_BACK: dict[int, FullSync] = {number: state for state, number in _SYNCS.items()}
+_PATH_PARTS = {PathId(number): pb.Beat(path=number).SerializeToString() for number in range(PATHS_MAX)}

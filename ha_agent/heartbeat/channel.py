@@ -16,7 +16,7 @@ from ha_agent.arbiter.values import Beat
 from ha_agent.heartbeat.beat import Boot, Envelope, PathId, Sequence, Told
 from ha_agent.heartbeat.datagram import PathSocket, PathSpec, PathState, Received
 from ha_agent.heartbeat.detector import Detector, Verdict, Way, WayChanged
-from ha_agent.heartbeat.seal import Gate, Heard, Pair, Rejected, Rejection, seal
+from ha_agent.heartbeat.seal import Gate, Heard, Pair, Rejected, Rejection, Sealer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,17 +44,16 @@ class Channel:
         on_rejected: Callable[[Rejected], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._pair = pair
+        self._sealer = Sealer(pair)
         self._boot = boot
         self._clock = clock
         self._on_heard = on_heard
         self._on_rejected = on_rejected
         self._gate = Gate(pair, own_boot=boot)
-        self._sockets = tuple(PathSocket(spec, self._received, clock=clock) for spec in specs)
+        self._sockets = tuple(PathSocket(spec, self._arrived, clock=clock) for spec in specs)
+        self._paths = tuple(spec.path for spec in specs)
         self._sequence = Sequence(0)
-        self._detector = Detector(
-            boot=boot, paths=tuple(spec.path for spec in specs), timeout_s=timeout_s, started_at=clock()
-        )
+        self._detector = Detector(boot=boot, paths=self._paths, timeout_s=timeout_s, started_at=clock())
 
     def open(self) -> None:
         """Opens every path's socket in the running loop. Raises OperatorNeeded."""
@@ -72,23 +71,19 @@ class Channel:
         self._sequence = Sequence(self._sequence + 1)
         # Before it leaves: evidence may be dated too early, never too late.
         self._detector.sending(self._sequence, now=now)
-        echoes = self._gate.echoes(now)
-        for socket in self._sockets:
-            envelope = Envelope(
-                boot=self._boot,
-                sequence=self._sequence,
-                path=socket.spec.path,
-                echo_boot=self._gate.peer_boot,
-                echoes=echoes,
-            )
-            socket.send(seal(self._pair, envelope, beat, told))
+        envelope = Envelope(
+            boot=self._boot,
+            sequence=self._sequence,
+            path=self._paths[0],
+            echo_boot=self._gate.peer_boot,
+            echoes=self._gate.echoes(now),
+        )
+        for socket, datagram in zip(self._sockets, self._sealer.seal(envelope, beat, told, self._paths), strict=True):
+            socket.send(datagram)
 
     def drain(self) -> None:
         """Takes in all that lies in the sockets now: for who may have stalled."""
-        for socket in self._sockets:
-            received = socket.drain()
-            if received:
-                self._received(received)
+        self._drain(but=None)
 
     def look(self) -> tuple[WayChanged, ...]:
         """The paths whose state has changed since the last look."""
@@ -121,6 +116,16 @@ class Channel:
             heard_there_age_s=_age(now, known.heard_there_at),
             state=socket.state,
         )
+
+    def _arrived(self, received: list[Received]) -> None:
+        """A beat comes on all paths at once: the others are read too, before the loop would be woken for each."""
+        self._received(received)
+        self._drain(but=received[0].path)
+
+    def _drain(self, *, but: PathId | None) -> None:
+        for socket in self._sockets:
+            if socket.spec.path != but and (received := socket.drain()):
+                self._received(received)
 
     def _received(self, received: list[Received]) -> None:
         for one in received:

@@ -27,10 +27,10 @@ from ha_agent.heartbeat.beat import (
     Message,
     NotUnderstood,
     PathId,
+    Reader,
     Sequence,
     Told,
-    read,
-    write,
+    Writer,
 )
 
 HeartbeatKey = NewType("HeartbeatKey", bytes)
@@ -111,14 +111,24 @@ def key_of(content: bytes) -> HeartbeatKey:
     return HeartbeatKey(content)
 
 
+class Sealer:
+    """Makes the datagrams of one node."""
+
+    def __init__(self, pair: Pair) -> None:
+        self._key = pair.key
+        self._writer = Writer(pair.cluster_id.bytes, pair.own_mac)
+
+    def seal(self, envelope: Envelope, beat: Beat, told: Told, paths: tuple[PathId, ...]) -> tuple[bytes, ...]:
+        """One beat for these paths, in their order. The path in the envelope is not looked at."""
+        payloads = self._writer.write(envelope, beat, told, paths)
+        datagrams = tuple(_MAGIC + _tag(self._key, payload) + payload for payload in payloads)
+        assert all(len(datagram) <= DATAGRAM_MAX for datagram in datagrams), [len(one) for one in datagrams]
+        return datagrams
+
+
 def seal(pair: Pair, envelope: Envelope, beat: Beat, told: Told) -> bytes:
-    """The datagram to send."""
-    payload = write(
-        Message(cluster_id=pair.cluster_id.bytes, mac=pair.own_mac, envelope=envelope, beat=beat, told=told)
-    )
-    datagram = _MAGIC + _tag(pair.key, payload) + payload
-    assert len(datagram) <= DATAGRAM_MAX, len(datagram)
-    return datagram
+    """One datagram, for the path of its envelope."""
+    return Sealer(pair).seal(envelope, beat, told, (envelope.path,))[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +145,7 @@ class Gate:
         self._pair = pair
         self._own_boot = own_boot
         self._quiet_s = quiet_s
+        self._reader = Reader()
         self._boot = NO_BOOT
         self._newest: dict[PathId, _Newest] = {}  # of self._boot; at most PATHS_MAX
         self._echoed = 0  # the newest of my sequences that the peer proved to have heard
@@ -184,7 +195,7 @@ class Gate:
         if not hmac.compare_digest(_tag(self._pair.key, payload), datagram[len(_MAGIC) : _HEADER]):
             return Rejection.STRANGER
         try:
-            return read(payload)
+            return self._reader.read(payload)
         except NotUnderstood:
             return Rejection.NOT_UNDERSTOOD
 
