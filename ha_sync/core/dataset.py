@@ -118,6 +118,12 @@ class Source(Protocol):
     async def settled(self) -> Position:
         """Notices everything that was durable before the call, and returns the position that covers it (barrier)."""
 
+    async def resend(self, objects: tuple[bytes, ...]) -> None:
+        """The full backup found that the Standby lacks these: forgets what it has of them and sends them again.
+
+        An object that is not here is deleted there. What an object is, is the kind's own affair: a path, a row's key.
+        """
+
     async def resume(self, *, accept_deletes: bool) -> None:
         """An operator released a halted dataset."""
 

@@ -19,9 +19,11 @@ from functools import partial
 from typing import TypeVar
 
 from ha_sync.capture.settle import Due, Settle, SettleRules
+from ha_sync.capture.tree import examined
 from ha_sync.capture.tree.events import Heard, Hearing
 from ha_sync.capture.tree.session import TreeSession
 from ha_sync.capture.tree.worker import RESUME_HINT, Told, TreeWorker
+from ha_sync.catalogue.tree import Entry
 from ha_sync.config import TreeSettings
 from ha_sync.core.dataset import DatasetReport, DatasetState, Report
 from ha_sync.core.lag import LagLedger
@@ -505,6 +507,37 @@ class TreeSource:
         self._scans.clear()
         self._scans.append(_Scan(b"", noticed=0.0))
         self._wake.set()
+
+    # ---- the full backup's questions
+
+    async def remembered(self, paths: tuple[bytes, ...]) -> dict[bytes, Entry]:
+        """What was captured of these and acknowledged by the Standby."""
+        worker = self.worker
+        return await self.run(lambda: worker.catalogue.entries_of(paths))
+
+    async def moving(self, paths: tuple[bytes, ...]) -> frozenset[bytes]:
+        """Which of these are being written, or on their way."""
+        return await self.run(partial(examined.moving, self.worker, paths))
+
+    async def resend(self, objects: tuple[bytes, ...]) -> None:
+        """Sends these whole again; what is not here is deleted on the Standby. Raises OperatorNeeded at a halt."""
+        await self._again(partial(examined.resend, self.worker, objects, now=time.monotonic()))
+
+    async def restate(self, paths: tuple[bytes, ...]) -> None:
+        """Sends the metadata of these again."""
+        await self._again(partial(examined.restate, self.worker, paths))
+
+    async def _again(self, work: Callable[[], None]) -> None:
+        try:
+            await self.run(work)
+        finally:
+            self._tell(await self.run(self.worker.take_told))
+            if self._session is not None:
+                self._session.rouse()
+
+    def expected(self) -> int:
+        """About how many objects there are."""
+        return self._made.tally.objects if self._made is not None else 0
 
     def report(self) -> DatasetReport:
         """How it is doing."""

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eha_proto/sync/v1/examine.proto\x12\x10ha_proto.sync.v1\"K\n\x0f\x45xamineQuestion\x12\n\n\x02id\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07\x64\x61taset\x18\x03 \x01(\t\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\"v\n\rExamineAnswer\x12\n\n\x02id\x18\x01 \x01(\x04\x12-\n\x05hello\x18\x02 \x01(\x0b\x32\x1e.ha_proto.sync.v1.ExamineHello\x12\r\n\x05\x63hunk\x18\x03 \x01(\x0c\x12\x0c\n\x04last\x18\x04 \x01(\x08\x12\r\n\x05\x65rror\x18\x05 \x01(\t\"s\n\x0c\x45xamineHello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\t\x12\x16\n\x0epromised_epoch\x18\x04 \x01(\x04\x12\x14\n\x0cserved_epoch\x18\x05 \x01(\x04\"\xb8\x01\n\x0cTreeQuestion\x12-\n\x06\x64igest\x18\x01 \x01(\x0b\x32\x1b.ha_proto.sync.v1.TreeRangeH\x00\x12.\n\x07\x65ntries\x18\x02 \x01(\x0b\x32\x1b.ha_proto.sync.v1.TreeRangeH\x00\x12,\n\x05paths\x18\x03 \x01(\x0b\x32\x1b.ha_proto.sync.v1.TreePathsH\x00\x12\x0f\n\x07\x63ontent\x18\x04 \x01(\x08\x42\n\n\x08question\"K\n\tTreeRange\x12\x11\n\tfrom_root\x18\x01 \x01(\x08\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x0c\x12\r\n\x05until\x18\x03 \x01(\x0c\x12\r\n\x05limit\x18\x04 \x01(\r\"\x1a\n\tTreePaths\x12\r\n\x05paths\x18\x01 \x03(\x0c\"-\n\nTreeDigest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0f\n\x07objects\x18\x02 \x01(\x04\";\n\x0bTreeEntries\x12,\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1b.ha_proto.sync.v1.TreeEntry\"\xb6\x01\n\tTreeEntry\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x0c\n\x04type\x18\x02 \x01(\r\x12\x0c\n\x04mode\x18\x03 \x01(\r\x12\x0b\n\x03uid\x18\x04 \x01(\r\x12\x0b\n\x03gid\x18\x05 \x01(\r\x12\x10\n\x08mtime_ns\x18\x06 \x01(\x12\x12\x0c\n\x04size\x18\x07 \x01(\x04\x12\x0c\n\x04hash\x18\x08 \x01(\x0c\x12\x13\n\x0blink_target\x18\t \x01(\x0c\x12\x0e\n\x06xattrs\x18\n \x01(\x0c\x12\x12\n\nunreadable\x18\x0b \x01(\x08\"2\n\rPagesQuestion\x12\x12\n\nblock_size\x18\x01 \x01(\r\x12\r\n\x05\x63heck\x18\x02 \x01(\x08\"\x83\x01\n\x0bPagesAnswer\x12\x0e\n\x06\x61\x62sent\x18\x01 \x01(\x08\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x0c\n\x04hash\x18\x04 \x01(\x0c\x12\x0e\n\x06\x64\x61mage\x18\x05 \x01(\t\x12\x0c\n\x04mode\x18\x06 \x01(\r\x12\x0b\n\x03uid\x18\x07 \x01(\r\x12\x0b\n\x03gid\x18\x08 \x01(\r2c\n\x0e\x45xamineService\x12Q\n\x07\x45xamine\x12\x1f.ha_proto.sync.v1.ExamineAnswer\x1a!.ha_proto.sync.v1.ExamineQuestion(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eha_proto/sync/v1/examine.proto\x12\x10ha_proto.sync.v1\"a\n\x0f\x45xamineQuestion\x12\n\n\x02id\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07\x64\x61taset\x18\x03 \x01(\t\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\x12\x14\n\x0c\x62\x65gun_unix_s\x18\x05 \x01(\x01\"v\n\rExamineAnswer\x12\n\n\x02id\x18\x01 \x01(\x04\x12-\n\x05hello\x18\x02 \x01(\x0b\x32\x1e.ha_proto.sync.v1.ExamineHello\x12\r\n\x05\x63hunk\x18\x03 \x01(\x0c\x12\x0c\n\x04last\x18\x04 \x01(\x08\x12\r\n\x05\x65rror\x18\x05 \x01(\t\"s\n\x0c\x45xamineHello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\t\x12\x16\n\x0epromised_epoch\x18\x04 \x01(\x04\x12\x14\n\x0cserved_epoch\x18\x05 \x01(\x04\"\xb8\x01\n\x0cTreeQuestion\x12-\n\x06\x64igest\x18\x01 \x01(\x0b\x32\x1b.ha_proto.sync.v1.TreeRangeH\x00\x12.\n\x07\x65ntries\x18\x02 \x01(\x0b\x32\x1b.ha_proto.sync.v1.TreeRangeH\x00\x12,\n\x05paths\x18\x03 \x01(\x0b\x32\x1b.ha_proto.sync.v1.TreePathsH\x00\x12\x0f\n\x07\x63ontent\x18\x04 \x01(\x08\x42\n\n\x08question\"K\n\tTreeRange\x12\x11\n\tfrom_root\x18\x01 \x01(\x08\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x0c\x12\r\n\x05until\x18\x03 \x01(\x0c\x12\r\n\x05limit\x18\x04 \x01(\r\"\x1a\n\tTreePaths\x12\r\n\x05paths\x18\x01 \x03(\x0c\"-\n\nTreeDigest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0f\n\x07objects\x18\x02 \x01(\x04\";\n\x0bTreeEntries\x12,\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1b.ha_proto.sync.v1.TreeEntry\"\xb6\x01\n\tTreeEntry\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x0c\n\x04type\x18\x02 \x01(\r\x12\x0c\n\x04mode\x18\x03 \x01(\r\x12\x0b\n\x03uid\x18\x04 \x01(\r\x12\x0b\n\x03gid\x18\x05 \x01(\r\x12\x10\n\x08mtime_ns\x18\x06 \x01(\x12\x12\x0c\n\x04size\x18\x07 \x01(\x04\x12\x0c\n\x04hash\x18\x08 \x01(\x0c\x12\x13\n\x0blink_target\x18\t \x01(\x0c\x12\x0e\n\x06xattrs\x18\n \x01(\x0c\x12\x12\n\nunreadable\x18\x0b \x01(\x08\"2\n\rPagesQuestion\x12\x12\n\nblock_size\x18\x01 \x01(\r\x12\r\n\x05\x63heck\x18\x02 \x01(\x08\"\x83\x01\n\x0bPagesAnswer\x12\x0e\n\x06\x61\x62sent\x18\x01 \x01(\x08\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x0c\n\x04hash\x18\x04 \x01(\x0c\x12\x0e\n\x06\x64\x61mage\x18\x05 \x01(\t\x12\x0c\n\x04mode\x18\x06 \x01(\r\x12\x0b\n\x03uid\x18\x07 \x01(\r\x12\x0b\n\x03gid\x18\x08 \x01(\r2c\n\x0e\x45xamineService\x12Q\n\x07\x45xamine\x12\x1f.ha_proto.sync.v1.ExamineAnswer\x1a!.ha_proto.sync.v1.ExamineQuestion(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,27 +32,27 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ha_proto.sync.v1.examine_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EXAMINEQUESTION']._serialized_start=52
-  _globals['_EXAMINEQUESTION']._serialized_end=127
-  _globals['_EXAMINEANSWER']._serialized_start=129
-  _globals['_EXAMINEANSWER']._serialized_end=247
-  _globals['_EXAMINEHELLO']._serialized_start=249
-  _globals['_EXAMINEHELLO']._serialized_end=364
-  _globals['_TREEQUESTION']._serialized_start=367
-  _globals['_TREEQUESTION']._serialized_end=551
-  _globals['_TREERANGE']._serialized_start=553
-  _globals['_TREERANGE']._serialized_end=628
-  _globals['_TREEPATHS']._serialized_start=630
-  _globals['_TREEPATHS']._serialized_end=656
-  _globals['_TREEDIGEST']._serialized_start=658
-  _globals['_TREEDIGEST']._serialized_end=703
-  _globals['_TREEENTRIES']._serialized_start=705
-  _globals['_TREEENTRIES']._serialized_end=764
-  _globals['_TREEENTRY']._serialized_start=767
-  _globals['_TREEENTRY']._serialized_end=949
-  _globals['_PAGESQUESTION']._serialized_start=951
-  _globals['_PAGESQUESTION']._serialized_end=1001
-  _globals['_PAGESANSWER']._serialized_start=1004
-  _globals['_PAGESANSWER']._serialized_end=1135
-  _globals['_EXAMINESERVICE']._serialized_start=1137
-  _globals['_EXAMINESERVICE']._serialized_end=1236
+  _globals['_EXAMINEQUESTION']._serialized_end=149
+  _globals['_EXAMINEANSWER']._serialized_start=151
+  _globals['_EXAMINEANSWER']._serialized_end=269
+  _globals['_EXAMINEHELLO']._serialized_start=271
+  _globals['_EXAMINEHELLO']._serialized_end=386
+  _globals['_TREEQUESTION']._serialized_start=389
+  _globals['_TREEQUESTION']._serialized_end=573
+  _globals['_TREERANGE']._serialized_start=575
+  _globals['_TREERANGE']._serialized_end=650
+  _globals['_TREEPATHS']._serialized_start=652
+  _globals['_TREEPATHS']._serialized_end=678
+  _globals['_TREEDIGEST']._serialized_start=680
+  _globals['_TREEDIGEST']._serialized_end=725
+  _globals['_TREEENTRIES']._serialized_start=727
+  _globals['_TREEENTRIES']._serialized_end=786
+  _globals['_TREEENTRY']._serialized_start=789
+  _globals['_TREEENTRY']._serialized_end=971
+  _globals['_PAGESQUESTION']._serialized_start=973
+  _globals['_PAGESQUESTION']._serialized_end=1023
+  _globals['_PAGESANSWER']._serialized_start=1026
+  _globals['_PAGESANSWER']._serialized_end=1157
+  _globals['_EXAMINESERVICE']._serialized_start=1159
+  _globals['_EXAMINESERVICE']._serialized_end=1258
 # @@protoc_insertion_point(module_scope)

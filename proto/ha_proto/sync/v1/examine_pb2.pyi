@@ -26,12 +26,15 @@ class ExamineQuestion(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     DATASET_FIELD_NUMBER: _builtins.int
     BODY_FIELD_NUMBER: _builtins.int
+    BEGUN_UNIX_S_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """0: the Active takes part, and `epoch` is its; no answer is awaited"""
     epoch: _builtins.int
     dataset: _builtins.str
     body: _builtins.bytes
     """of the dataset's kind"""
+    begun_unix_s: _builtins.float
+    """with id 0: when the last full backup began; the Standby makes up for none that was made"""
     def __init__(
         self,
         *,
@@ -39,10 +42,11 @@ class ExamineQuestion(_message.Message):
         epoch: _builtins.int = ...,
         dataset: _builtins.str = ...,
         body: _builtins.bytes = ...,
+        begun_unix_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "dataset", b"dataset", "epoch", b"epoch", "id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begun_unix_s", b"begun_unix_s", "body", b"body", "dataset", b"dataset", "epoch", b"epoch", "id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
