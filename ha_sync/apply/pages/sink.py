@@ -21,7 +21,6 @@ from typing import TypeVar
 import apsw
 
 from ha_proto.sync.v1 import replication_pb2 as wire
-from ha_sync.apply.pages import keeping
 from ha_sync.apply.pages.judge import block_size_of, by_remedy, file_is, inode_of, is_content, only_change
 from ha_sync.apply.pages.ledger import Intent, Ledger, Published
 from ha_sync.apply.pages.publish import WRITE_BITS, Draft, Place, Spare, Witness
@@ -29,6 +28,7 @@ from ha_sync.config import SqliteSettings
 from ha_sync.core.dataset import DatasetReport, DatasetState, Finished, Report
 from ha_sync.core.frame import Body, Frame
 from ha_sync.core.position import NOWHERE, Answer, Epoch, Position
+from ha_sync.database import keeping
 from ha_sync.database.connection import open_standby
 from ha_sync.database.holders import Holder, holders
 from ha_sync.database.locality import Locality
