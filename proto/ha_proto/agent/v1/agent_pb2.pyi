@@ -41,6 +41,7 @@ class EngineReport(_message.Message):
     PROMOTED_FIELD_NUMBER: _builtins.int
     PID_FIELD_NUMBER: _builtins.int
     PATHS_FIELD_NUMBER: _builtins.int
+    RESTORE_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     cluster_id: _builtins.str
     role: _builtins.str
@@ -67,6 +68,8 @@ class EngineReport(_message.Message):
     """epoch whose promotion is complete: services may start"""
     pid: _builtins.int
     """of the engine: it may have datasets open for writing"""
+    restore: _builtins.int
+    """serial of a restore that wants the services stopped, and to stay so; 0: none"""
     @_builtins.property
     def waiting_for(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """what a Quiesce still waits for"""
@@ -99,10 +102,11 @@ class EngineReport(_message.Message):
         promoted: _builtins.int = ...,
         pid: _builtins.int = ...,
         paths: _abc.Iterable[_builtins.str] | None = ...,
+        restore: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "cluster_id", b"cluster_id", "current", b"current", "data", b"data", "digest", b"digest", "epoch", b"epoch", "finished", b"finished", "node_id", b"node_id", "paths", b"paths", "pid", b"pid", "progress", b"progress", "promised", b"promised", "promoted", b"promoted", "quiesced", b"quiesced", "role", b"role", "sound", b"sound", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "cluster_id", b"cluster_id", "current", b"current", "data", b"data", "digest", b"digest", "epoch", b"epoch", "finished", b"finished", "node_id", b"node_id", "paths", b"paths", "pid", b"pid", "progress", b"progress", "promised", b"promised", "promoted", b"promoted", "quiesced", b"quiesced", "restore", b"restore", "role", b"role", "sound", b"sound", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -143,24 +147,28 @@ class Directive(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     QUIESCE_FIELD_NUMBER: _builtins.int
     RESUME_FIELD_NUMBER: _builtins.int
+    RESTORE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def role(self) -> Global___RoleDirective: ...
     @_builtins.property
     def quiesce(self) -> Global___QuiesceDirective: ...
     @_builtins.property
     def resume(self) -> Global___ResumeDirective: ...
+    @_builtins.property
+    def restore(self) -> Global___RestoreDirective: ...
     def __init__(
         self,
         *,
         role: Global___RoleDirective | None = ...,
         quiesce: Global___QuiesceDirective | None = ...,
         resume: Global___ResumeDirective | None = ...,
+        restore: Global___RestoreDirective | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["directive", b"directive", "quiesce", b"quiesce", "resume", b"resume", "role", b"role"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["directive", b"directive", "quiesce", b"quiesce", "restore", b"restore", "resume", b"resume", "role", b"role"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["directive", b"directive", "quiesce", b"quiesce", "resume", b"resume", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directive", b"directive", "quiesce", b"quiesce", "restore", b"restore", "resume", b"resume", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_directive: _TypeAlias = _typing.Literal["role", "quiesce", "resume"]  # noqa: Y015
+    _WhichOneofReturnType_directive: _TypeAlias = _typing.Literal["role", "quiesce", "resume", "restore"]  # noqa: Y015
     _WhichOneofArgType_directive: _TypeAlias = _typing.Literal["directive", b"directive"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_directive) -> _WhichOneofReturnType_directive | None: ...
 
@@ -174,12 +182,17 @@ class RoleDirective(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     ACTIVE_AT_FIELD_NUMBER: _builtins.int
     PATHS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    FIRMWARE_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """active | standby"""
     epoch: _builtins.int
     """stored by the engine before it acts; a lower one than it has seen is refused"""
     active_at: _builtins.str
     """named to whoever writes on the Standby"""
+    model: _builtins.str
+    """of this node, as in ha.toml; for packages"""
+    firmware: _builtins.str
     @_builtins.property
     def paths(self) -> _containers.RepeatedCompositeFieldContainer[Global___PeerPath]:
         """to the other node, the best first; said again whenever it changes"""
@@ -191,10 +204,12 @@ class RoleDirective(_message.Message):
         epoch: _builtins.int = ...,
         active_at: _builtins.str = ...,
         paths: _abc.Iterable[Global___PeerPath] | None = ...,
+        model: _builtins.str = ...,
+        firmware: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_at", b"active_at", "epoch", b"epoch", "paths", b"paths", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_at", b"active_at", "epoch", b"epoch", "firmware", b"firmware", "model", b"model", "paths", b"paths", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -269,6 +284,35 @@ class ResumeDirective(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResumeDirective: _TypeAlias = ResumeDirective  # noqa: Y015
+
+@_typing.final
+class RestoreDirective(_message.Message):
+    """The answer to a restore that was asked for. The services start again when the engine reports that it is over."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERIAL_FIELD_NUMBER: _builtins.int
+    STOPPED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    serial: _builtins.int
+    stopped: _builtins.bool
+    """the services are stopped, and nobody else writes to the data"""
+    reason: _builtins.str
+    """why not"""
+    def __init__(
+        self,
+        *,
+        serial: _builtins.int = ...,
+        stopped: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "serial", b"serial", "stopped", b"stopped"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreDirective: _TypeAlias = RestoreDirective  # noqa: Y015
 
 @_typing.final
 class GetStatusRequest(_message.Message):

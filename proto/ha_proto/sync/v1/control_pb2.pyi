@@ -1127,3 +1127,421 @@ class FullBackupProgress(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__next_unix_s) -> _WhichOneofReturnType__next_unix_s | None: ...
 
 Global___FullBackupProgress: _TypeAlias = FullBackupProgress  # noqa: Y015
+
+@_typing.final
+class ExportPackageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALLOW_STANDBY_FIELD_NUMBER: _builtins.int
+    allow_standby: _builtins.bool
+    """also where this node is the Standby"""
+    def __init__(
+        self,
+        *,
+        allow_standby: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_standby", b"allow_standby"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportPackageRequest: _TypeAlias = ExportPackageRequest  # noqa: Y015
+
+@_typing.final
+class ExportPackageResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPECTED_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    EXPORTED_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """of the package, in order"""
+    @_builtins.property
+    def expected(self) -> Global___PackageExpected: ...
+    @_builtins.property
+    def exported(self) -> Global___PackageExported:
+        """the last one"""
+
+    def __init__(
+        self,
+        *,
+        expected: Global___PackageExpected | None = ...,
+        data: _builtins.bytes = ...,
+        exported: Global___PackageExported | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "expected", b"expected", "exported", b"exported", "part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "expected", b"expected", "exported", b"exported", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["expected", "data", "exported"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___ExportPackageResponse: _TypeAlias = ExportPackageResponse  # noqa: Y015
+
+@_typing.final
+class PackageExpected(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OBJECTS_FIELD_NUMBER: _builtins.int
+    CONTENT_BYTES_FIELD_NUMBER: _builtins.int
+    objects: _builtins.int
+    content_bytes: _builtins.int
+    """before compression, roughly"""
+    def __init__(
+        self,
+        *,
+        objects: _builtins.int = ...,
+        content_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_bytes", b"content_bytes", "objects", b"objects"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PackageExpected: _TypeAlias = PackageExpected  # noqa: Y015
+
+@_typing.final
+class PackageExported(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    CONTENT_BYTES_FIELD_NUMBER: _builtins.int
+    PACKAGE_BYTES_FIELD_NUMBER: _builtins.int
+    BLAKE2B_FIELD_NUMBER: _builtins.int
+    MOVING_FIELD_NUMBER: _builtins.int
+    MOVING_COUNT_FIELD_NUMBER: _builtins.int
+    FAULTS_FIELD_NUMBER: _builtins.int
+    ABSENT_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    entries: _builtins.int
+    content_bytes: _builtins.int
+    package_bytes: _builtins.int
+    blake2b: _builtins.str
+    """over the whole"""
+    moving_count: _builtins.int
+    run: _builtins.str
+    """in the backup log"""
+    @_builtins.property
+    def moving(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """the first files that did not hold still: they are in it as they were got"""
+
+    @_builtins.property
+    def faults(self) -> _containers.RepeatedCompositeFieldContainer[Global___PackageFault]: ...
+    @_builtins.property
+    def absent(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """datasets that this node has nothing of"""
+
+    def __init__(
+        self,
+        *,
+        entries: _builtins.int = ...,
+        content_bytes: _builtins.int = ...,
+        package_bytes: _builtins.int = ...,
+        blake2b: _builtins.str = ...,
+        moving: _abc.Iterable[_builtins.str] | None = ...,
+        moving_count: _builtins.int = ...,
+        faults: _abc.Iterable[Global___PackageFault] | None = ...,
+        absent: _abc.Iterable[_builtins.str] | None = ...,
+        run: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "blake2b", b"blake2b", "content_bytes", b"content_bytes", "entries", b"entries", "faults", b"faults", "moving", b"moving", "moving_count", b"moving_count", "package_bytes", b"package_bytes", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PackageExported: _TypeAlias = PackageExported  # noqa: Y015
+
+@_typing.final
+class PackageFault(_message.Message):
+    """What could not be packed, or is damaged on this node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    FAULT_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    dataset: _builtins.str
+    subject: _builtins.str
+    fault: _builtins.str
+    """unverified | damaged"""
+    detail: _builtins.str
+    def __init__(
+        self,
+        *,
+        dataset: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        fault: _builtins.str = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "detail", b"detail", "fault", b"fault", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PackageFault: _TypeAlias = PackageFault  # noqa: Y015
+
+@_typing.final
+class VerifyPackageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    DATASETS_FIELD_NUMBER: _builtins.int
+    FOREIGN_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """absolute, on this node"""
+    foreign: _builtins.bool
+    @_builtins.property
+    def datasets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        datasets: _abc.Iterable[_builtins.str] | None = ...,
+        foreign: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["datasets", b"datasets", "foreign", b"foreign", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyPackageRequest: _TypeAlias = VerifyPackageRequest  # noqa: Y015
+
+@_typing.final
+class RestorePackageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    DATASETS_FIELD_NUMBER: _builtins.int
+    FOREIGN_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """absolute, on this node"""
+    foreign: _builtins.bool
+    """a package of another cluster or model: a migration"""
+    @_builtins.property
+    def datasets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """empty: all"""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        datasets: _abc.Iterable[_builtins.str] | None = ...,
+        foreign: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["datasets", b"datasets", "foreign", b"foreign", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestorePackageRequest: _TypeAlias = RestorePackageRequest  # noqa: Y015
+
+@_typing.final
+class PackageProgress(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: _builtins.int
+    DONE_BYTES_FIELD_NUMBER: _builtins.int
+    EXPECTED_BYTES_FIELD_NUMBER: _builtins.int
+    PACKAGE_FIELD_NUMBER: _builtins.int
+    RESTORED_FIELD_NUMBER: _builtins.int
+    phase: _builtins.str
+    """verifying | stopping | exchanging | raising | done"""
+    done_bytes: _builtins.int
+    expected_bytes: _builtins.int
+    @_builtins.property
+    def package(self) -> Global___PackageTold:
+        """what it is, once that is known"""
+
+    @_builtins.property
+    def restored(self) -> Global___PackageRestored:
+        """with `done`"""
+
+    def __init__(
+        self,
+        *,
+        phase: _builtins.str = ...,
+        done_bytes: _builtins.int = ...,
+        expected_bytes: _builtins.int = ...,
+        package: Global___PackageTold | None = ...,
+        restored: Global___PackageRestored | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["package", b"package", "restored", b"restored"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done_bytes", b"done_bytes", "expected_bytes", b"expected_bytes", "package", b"package", "phase", b"phase", "restored", b"restored"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PackageProgress: _TypeAlias = PackageProgress  # noqa: Y015
+
+@_typing.final
+class PackageTold(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORMAT_FIELD_NUMBER: _builtins.int
+    MADE_BY_FIELD_NUMBER: _builtins.int
+    CLUSTER_ID_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    FIRMWARE_FIELD_NUMBER: _builtins.int
+    CREATED_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    CONTENT_BYTES_FIELD_NUMBER: _builtins.int
+    PACKAGE_BYTES_FIELD_NUMBER: _builtins.int
+    MOVING_FIELD_NUMBER: _builtins.int
+    DATASETS_FIELD_NUMBER: _builtins.int
+    CHOSEN_FIELD_NUMBER: _builtins.int
+    REFUSALS_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    format: _builtins.int
+    made_by: _builtins.str
+    cluster_id: _builtins.str
+    node_id: _builtins.str
+    node: _builtins.str
+    role: _builtins.str
+    epoch: _builtins.int
+    model: _builtins.str
+    firmware: _builtins.str
+    created: _builtins.str
+    """ISO 8601, UTC"""
+    entries: _builtins.int
+    content_bytes: _builtins.int
+    package_bytes: _builtins.int
+    @_builtins.property
+    def moving(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def datasets(self) -> _containers.RepeatedCompositeFieldContainer[Global___PackageDataset]: ...
+    @_builtins.property
+    def chosen(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """what a restore here would take"""
+
+    @_builtins.property
+    def refusals(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """why a restore here would be refused"""
+
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        format: _builtins.int = ...,
+        made_by: _builtins.str = ...,
+        cluster_id: _builtins.str = ...,
+        node_id: _builtins.str = ...,
+        node: _builtins.str = ...,
+        role: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        model: _builtins.str = ...,
+        firmware: _builtins.str = ...,
+        created: _builtins.str = ...,
+        entries: _builtins.int = ...,
+        content_bytes: _builtins.int = ...,
+        package_bytes: _builtins.int = ...,
+        moving: _abc.Iterable[_builtins.str] | None = ...,
+        datasets: _abc.Iterable[Global___PackageDataset] | None = ...,
+        chosen: _abc.Iterable[_builtins.str] | None = ...,
+        refusals: _abc.Iterable[_builtins.str] | None = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "cluster_id", b"cluster_id", "content_bytes", b"content_bytes", "created", b"created", "datasets", b"datasets", "entries", b"entries", "epoch", b"epoch", "firmware", b"firmware", "format", b"format", "made_by", b"made_by", "model", b"model", "moving", b"moving", "node", b"node", "node_id", b"node_id", "notes", b"notes", "package_bytes", b"package_bytes", "refusals", b"refusals", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PackageTold: _TypeAlias = PackageTold  # noqa: Y015
+
+@_typing.final
+class PackageDataset(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    PRESENT_FIELD_NUMBER: _builtins.int
+    USER_VERSION_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    kind: _builtins.str
+    position: _builtins.str
+    present: _builtins.bool
+    user_version: _builtins.int
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        position: _builtins.str = ...,
+        present: _builtins.bool = ...,
+        user_version: _builtins.int | None = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_user_version", b"_user_version", "user_version", b"user_version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_user_version", b"_user_version", "kind", b"kind", "name", b"name", "notes", b"notes", "position", b"position", "present", b"present", "user_version", b"user_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__user_version: _TypeAlias = _typing.Literal["user_version"]  # noqa: Y015
+    _WhichOneofArgType__user_version: _TypeAlias = _typing.Literal["_user_version", b"_user_version"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__user_version) -> _WhichOneofReturnType__user_version | None: ...
+
+Global___PackageDataset: _TypeAlias = PackageDataset  # noqa: Y015
+
+@_typing.final
+class PackageRestored(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    CONTENT_BYTES_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
+    NOT_APPLIED_FIELD_NUMBER: _builtins.int
+    DATASETS_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """that is served now"""
+    entries: _builtins.int
+    content_bytes: _builtins.int
+    left_out: _builtins.int
+    """of the package: this node's own by its settings"""
+    run: _builtins.str
+    """in the backup log"""
+    @_builtins.property
+    def not_applied(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """owners, modes or attributes that the kernel refused"""
+
+    @_builtins.property
+    def datasets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        entries: _builtins.int = ...,
+        content_bytes: _builtins.int = ...,
+        left_out: _builtins.int = ...,
+        not_applied: _abc.Iterable[_builtins.str] | None = ...,
+        datasets: _abc.Iterable[_builtins.str] | None = ...,
+        run: _builtins.str = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_bytes", b"content_bytes", "datasets", b"datasets", "entries", b"entries", "epoch", b"epoch", "left_out", b"left_out", "not_applied", b"not_applied", "notes", b"notes", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PackageRestored: _TypeAlias = PackageRestored  # noqa: Y015

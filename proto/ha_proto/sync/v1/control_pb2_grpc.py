@@ -104,6 +104,21 @@ class ControlServiceStub:
                 request_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.ControlFullBackupRequest.SerializeToString,
                 response_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.ControlFullBackupResponse.FromString,
                 _registered_method=True)
+        self.ExportPackage = channel.unary_stream(
+                '/ha_proto.sync.v1.ControlService/ExportPackage',
+                request_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.ExportPackageRequest.SerializeToString,
+                response_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.ExportPackageResponse.FromString,
+                _registered_method=True)
+        self.VerifyPackage = channel.unary_stream(
+                '/ha_proto.sync.v1.ControlService/VerifyPackage',
+                request_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.VerifyPackageRequest.SerializeToString,
+                response_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.PackageProgress.FromString,
+                _registered_method=True)
+        self.RestorePackage = channel.unary_stream(
+                '/ha_proto.sync.v1.ControlService/RestorePackage',
+                request_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.RestorePackageRequest.SerializeToString,
+                response_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.PackageProgress.FromString,
+                _registered_method=True)
 
 
 class ControlServiceServicer:
@@ -197,6 +212,28 @@ class ControlServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportPackage(self, request, context):
+        """Everything of this node as one package: what there is first, then its bytes, then what was packed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyPackage(self, request, context):
+        """Reads all of a package and says whether it fits this node; refused where it is damaged.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestorePackage(self, request, context):
+        """Puts the content of a package in the place of this node's data; on the Active only. Ending the call before it is
+        committed gives it up, and everything is as before.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -269,6 +306,21 @@ def add_ControlServiceServicer_to_server(servicer, server):
                     servicer.ControlFullBackup,
                     request_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.ControlFullBackupRequest.FromString,
                     response_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.ControlFullBackupResponse.SerializeToString,
+            ),
+            'ExportPackage': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportPackage,
+                    request_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.ExportPackageRequest.FromString,
+                    response_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.ExportPackageResponse.SerializeToString,
+            ),
+            'VerifyPackage': grpc.unary_stream_rpc_method_handler(
+                    servicer.VerifyPackage,
+                    request_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.VerifyPackageRequest.FromString,
+                    response_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.PackageProgress.SerializeToString,
+            ),
+            'RestorePackage': grpc.unary_stream_rpc_method_handler(
+                    servicer.RestorePackage,
+                    request_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.RestorePackageRequest.FromString,
+                    response_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.PackageProgress.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -649,6 +701,87 @@ class ControlService:
             '/ha_proto.sync.v1.ControlService/ControlFullBackup',
             ha__proto_dot_sync_dot_v1_dot_control__pb2.ControlFullBackupRequest.SerializeToString,
             ha__proto_dot_sync_dot_v1_dot_control__pb2.ControlFullBackupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportPackage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ha_proto.sync.v1.ControlService/ExportPackage',
+            ha__proto_dot_sync_dot_v1_dot_control__pb2.ExportPackageRequest.SerializeToString,
+            ha__proto_dot_sync_dot_v1_dot_control__pb2.ExportPackageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyPackage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ha_proto.sync.v1.ControlService/VerifyPackage',
+            ha__proto_dot_sync_dot_v1_dot_control__pb2.VerifyPackageRequest.SerializeToString,
+            ha__proto_dot_sync_dot_v1_dot_control__pb2.PackageProgress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestorePackage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ha_proto.sync.v1.ControlService/RestorePackage',
+            ha__proto_dot_sync_dot_v1_dot_control__pb2.RestorePackageRequest.SerializeToString,
+            ha__proto_dot_sync_dot_v1_dot_control__pb2.PackageProgress.FromString,
             options,
             channel_credentials,
             insecure,
