@@ -2,9 +2,9 @@
 
 A run begins with the first dataset whose stream begins with a compare, and ends when none has been comparing for
 ``settle_s``: streams of one Standby come one after another, and a stream that breaks comes again within a second. Its
-end is the moment when the last one was done. *done*: all are complete; *partial*: some are; *failed*: none is. Its
-trigger is *restore* where this node has just restored a package, else *boot* where the Standby's engine had just begun,
-else *rejoin*. In the engine's event loop only.
+end is the moment when the last one was done. Datasets of which the Active has nothing yet keep no run open. *done*: all
+are complete; *partial*: some are; *failed*: none is. Its trigger is *restore* where this node has just restored a
+package, else *boot* where the Standby's engine had just begun, else *rejoin*. In the engine's event loop only.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ SETTLE_S: Final = 3.0
 class _Run:
     id: RunId
     last_end: float  # monotonic
-    comparing: set[DatasetName] = field(default_factory=set)
+    comparing: dict[DatasetName, Callable[[], bool]] = field(default_factory=dict)  # and whether it is absent
     complete: set[DatasetName] = field(default_factory=set)
     broken: set[DatasetName] = field(default_factory=set)
     sent_bytes: int = 0
     inventory_bytes: int = 0
-    settling: asyncio.TimerHandle | None = None
+    look: asyncio.TimerHandle | None = None  # whether it has settled
 
 
 class FullSyncs:
@@ -49,7 +49,7 @@ class FullSyncs:
         """A package was restored: the next full sync follows from that."""
         self._restored = True
 
-    def began(self, dataset: DatasetName, *, peer: str, booted: bool) -> None:
+    def began(self, dataset: DatasetName, *, peer: str, booted: bool, absent: Callable[[], bool]) -> None:
         """A dataset's compare has begun."""
         now = self._monotonic()
         if self._run is not None and self._restored:
@@ -59,24 +59,21 @@ class FullSyncs:
             trigger = Trigger.RESTORE if self._restored else Trigger.BOOT if booted else Trigger.REJOIN
             self._restored = False
             run = self._run = _Run(id=self._log.begin(Kind.FULL_SYNC, trigger, now=now, peer=peer), last_end=now)
-        if run.settling is not None:
-            run.settling.cancel()
-            run.settling = None
-        run.comparing.add(dataset)
+        run.comparing[dataset] = absent
+        self._look_later(run)
 
     def ended(self, dataset: DatasetName, *, complete: bool, sent_bytes: int, inventory_bytes: int) -> None:
         """It is complete, or its stream ended before."""
         run = self._run
         if run is None or dataset not in run.comparing:  # of a run that a restore has ended
             return
-        run.comparing.discard(dataset)
+        del run.comparing[dataset]
         run.last_end = self._monotonic()
         run.sent_bytes += sent_bytes
         run.inventory_bytes += inventory_bytes
         (run.complete if complete else run.broken).add(dataset)
         (run.broken if complete else run.complete).discard(dataset)
-        if not run.comparing:
-            run.settling = asyncio.get_running_loop().call_later(self._settle_s, self._settled)
+        self._look_later(run)
 
     def close(self) -> None:
         """The engine stops: after the streams, before the log."""
@@ -88,6 +85,20 @@ class FullSyncs:
             self._end(result, error)
         elif run is not None:
             self._settled()
+
+    def _look_later(self, run: _Run) -> None:
+        if run.look is not None:
+            run.look.cancel()
+        run.look = asyncio.get_running_loop().call_later(self._settle_s, self._look)
+
+    def _look(self) -> None:
+        run = self._run
+        assert run is not None
+        if all(absent() for absent in run.comparing.values()):
+            run.comparing.clear()
+            self._settled()
+        else:
+            self._look_later(run)
 
     def _settled(self) -> None:
         run = self._run
@@ -101,9 +112,9 @@ class FullSyncs:
     def _end(self, result: Result, error: str) -> None:
         run, self._run = self._run, None
         assert run is not None
-        if run.settling is not None:
-            run.settling.cancel()
-        datasets = run.complete | run.broken | run.comparing
+        if run.look is not None:
+            run.look.cancel()
+        datasets = run.complete | run.broken | set(run.comparing)
         self._log.end(
             run.id,
             result,

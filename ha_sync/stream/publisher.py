@@ -81,7 +81,7 @@ class Publisher:
             answer = AnswerMessage(answer=session.answer, epoch=self._epoch, method=session.method)
             await self._write(encode_answer(answer))
             if session.answer is Answer.COMPARE:
-                sync = self._full_sync = FullSync(self._full_syncs, subscribe, absent=self._source.report().absent)
+                sync = self._full_sync = FullSync(self._full_syncs, subscribe, absent=self._is_absent)
                 await session.compare(_counted(_inventory(messages), sync))
             await self._exchange(session, messages)
         finally:
@@ -90,6 +90,9 @@ class Publisher:
             self._outlet.gate.leave(self._gate_held)
             self._gate_held = 0
             await session.close()
+
+    def _is_absent(self) -> bool:
+        return self._source.report().absent
 
     async def _exchange(self, session: Session, messages: AsyncIterator[pb.SubscriberMessage]) -> None:
         sending = asyncio.ensure_future(self._send(session))

@@ -76,6 +76,20 @@ def test_the_full_sync_of_a_pair_and_of_an_old_active_are_in_the_log_of_the_acti
     assert "full-sync" in pair.b.command("logs", "backup").stdout
 
 
+def test_a_dataset_that_the_active_has_nothing_of_yet_does_not_keep_a_full_sync_open(pair: LocalPair) -> None:
+    Path(pair.a.place.root, "config.db").unlink()
+    Path(pair.a.place.root, "astdb.sqlite3").unlink()
+    Path(pair.a.place.root, "files").rmdir()
+    pair.pair_up()
+    pair.b.serve("standby", 1)
+    (run,) = until_done(pair.a, 1)
+    assert run["facts"]["datasets"] == "recordings"
+    furnish(pair.a.place.root)
+    pair.until_streaming()
+    named = ", ".join(run["facts"]["datasets"] for run in until_done(pair.a, 2)[1:])
+    assert "recordings" not in named  # what it has now, in one run or in several
+
+
 def test_a_run_that_a_kill_cut_off_is_closed_by_the_next_engine_and_told_of(pair: LocalPair) -> None:
     path = Path(pair.a.place.state_dir, "logs", "storage.db")
     killed = subprocess.run([sys.executable, "-c", CUT_OFF, str(path)], check=False, timeout=60)

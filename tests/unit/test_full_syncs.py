@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,7 +30,7 @@ class Watch:
         self.began_with: list[tuple[str, str, bool]] = []
         self.ends: asyncio.Queue[tuple[str, bool, int, int]] = asyncio.Queue()
 
-    def began(self, dataset: DatasetName, *, peer: str, booted: bool) -> None:
+    def began(self, dataset: DatasetName, *, peer: str, booted: bool, absent: Callable[[], bool]) -> None:
         self.began_with.append((dataset, peer, booted))
 
     def ended(self, dataset: DatasetName, *, complete: bool, sent_bytes: int, inventory_bytes: int) -> None:
@@ -126,6 +126,10 @@ async def syncs(log: RunLog, clock: Clock) -> FullSyncs:
     return FullSyncs(log, settle_s=0.0, monotonic=clock)
 
 
+def begin(syncs: FullSyncs, dataset: DatasetName, *, booted: bool, absent: Callable[[], bool] = lambda: False) -> None:
+    syncs.began(dataset, peer="n-2", booted=booted, absent=absent)
+
+
 def end(syncs: FullSyncs, dataset: DatasetName, *, complete: bool = True) -> None:
     syncs.ended(dataset, complete=complete, sent_bytes=1000, inventory_bytes=10)
 
@@ -143,9 +147,9 @@ async def ended(log: RunLog, number: int = 1) -> list[LoggedRun]:
 async def test_datasets_that_overlap_are_one_run_that_ends_with_the_last(
     log: RunLog, syncs: FullSyncs, clock: Clock
 ) -> None:
-    syncs.began(CDR, peer="n-2", booted=True)
+    begin(syncs, CDR, booted=True)
     clock.now += 1
-    syncs.began(FILES, peer="n-2", booted=True)
+    begin(syncs, FILES, booted=True)
     end(syncs, CDR)
     (going,) = log.query()
     assert (going.kind, going.trigger, going.result) == (Kind.FULL_SYNC, Trigger.BOOT, Result.RUNNING)
@@ -158,20 +162,34 @@ async def test_datasets_that_overlap_are_one_run_that_ends_with_the_last(
 
 
 async def test_a_dataset_that_comes_before_the_run_has_settled_belongs_to_it(log: RunLog, syncs: FullSyncs) -> None:
-    syncs.began(CDR, peer="n-2", booted=False)
+    begin(syncs, CDR, booted=False)
     end(syncs, CDR, complete=False)
-    syncs.began(CDR, peer="n-2", booted=False)  # its stream came again
+    begin(syncs, CDR, booted=False)  # its stream came again
     end(syncs, CDR)
     (run,) = await ended(log)
     assert (run.trigger, run.result, run.error) == (Trigger.REJOIN, Result.DONE, "")
+
+
+async def test_what_the_active_turns_out_to_have_nothing_of_keeps_no_run_open(log: RunLog, syncs: FullSyncs) -> None:
+    there = True
+    begin(syncs, CDR, booted=False, absent=lambda: not there)
+    begin(syncs, FILES, booted=False)
+    end(syncs, FILES)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert [run.result for run in log.query()] == [Result.RUNNING]
+    there = False
+    (run,) = await ended(log)
+    assert (run.result, run.facts["datasets"]) == (Result.DONE, "files")
+    end(syncs, CDR)  # it came to be, long after
 
 
 @pytest.mark.parametrize(("other", "result"), [(True, Result.PARTIAL), (False, Result.FAILED)])
 async def test_a_stream_that_ends_before_all_is_there_is_named(
     log: RunLog, syncs: FullSyncs, other: bool, result: Result
 ) -> None:
-    syncs.began(CDR, peer="n-2", booted=False)
-    syncs.began(FILES, peer="n-2", booted=False)
+    begin(syncs, CDR, booted=False)
+    begin(syncs, FILES, booted=False)
     end(syncs, CDR, complete=other)
     end(syncs, FILES, complete=False)
     (run,) = await ended(log)
@@ -182,13 +200,13 @@ async def test_a_stream_that_ends_before_all_is_there_is_named(
 async def test_the_next_full_sync_after_a_restore_says_so_and_the_one_after_it_does_not(
     log: RunLog, syncs: FullSyncs
 ) -> None:
-    syncs.began(CDR, peer="n-2", booted=False)
+    begin(syncs, CDR, booted=False)
     syncs.restored()
-    syncs.began(FILES, peer="n-2", booted=False)
+    begin(syncs, FILES, booted=False)
     end(syncs, CDR)  # of the run that the restore cut short
     end(syncs, FILES)
     await ended(log, 2)
-    syncs.began(CDR, peer="n-2", booted=False)
+    begin(syncs, CDR, booted=False)
     end(syncs, CDR)
     runs = await ended(log, 3)
     assert [(run.trigger, run.result) for run in runs] == [
@@ -199,10 +217,10 @@ async def test_the_next_full_sync_after_a_restore_says_so_and_the_one_after_it_d
 
 
 async def test_an_engine_that_stops_leaves_no_run_open(log: RunLog, syncs: FullSyncs) -> None:
-    syncs.began(CDR, peer="n-2", booted=False)
+    begin(syncs, CDR, booted=False)
     end(syncs, CDR)
     syncs.close()  # complete, and only settling
-    syncs.began(CDR, peer="n-2", booted=False)
+    begin(syncs, CDR, booted=False)
     syncs.close()
     syncs.close()
     assert [run.result for run in log.query()] == [Result.DONE, Result.INTERRUPTED]
@@ -213,8 +231,8 @@ def test_positions_of_another_journal_complete_nothing() -> None:
     told: list[bool] = []
 
     class Ends:
-        def began(self, dataset: DatasetName, *, peer: str, booted: bool) -> None:
-            told.append(False)
+        def began(self, dataset: DatasetName, *, peer: str, booted: bool, absent: Callable[[], bool]) -> None:
+            told.append(absent())
 
         def ended(self, dataset: DatasetName, *, complete: bool, sent_bytes: int, inventory_bytes: int) -> None:
             told.append(complete)
@@ -224,8 +242,10 @@ def test_positions_of_another_journal_complete_nothing() -> None:
             position=target, kind=Body.NOTHING, body=b"", payload=b"", group_end=group_end, consistent=consistent
         )
 
-    sync = FullSync(Ends(), pb.Subscribe(dataset="cdr"), absent=True)
+    there = False
+    sync = FullSync(Ends(), pb.Subscribe(dataset="cdr"), absent=lambda: not there)
     assert told == []  # the Active has nothing of it yet
+    there = True
     sync.sent(frame(consistent=False, group_end=True), 1)
     sync.sent(frame(consistent=True, group_end=False), 1)
     sync.acknowledged(target)
