@@ -170,5 +170,5 @@ def at_port(host: str, port: str) -> str:
 
 
 def host_of(address: str) -> str:
-    """Of ``host:port``, without brackets; an IPv4 address that came in at an IPv6 socket is told as IPv4."""
-    return address.rpartition(":")[0].strip("[]").removeprefix("::ffff:")
+    """Of ``host:port``, without brackets and interface; an IPv4 address that came in at an IPv6 socket is IPv4."""
+    return address.rpartition(":")[0].strip("[]").partition("%")[0].removeprefix("::ffff:")

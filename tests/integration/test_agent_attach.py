@@ -18,6 +18,7 @@ from ha_agent.engine_link import DIRECTIVES_MAX, Drained, EngineLink
 from ha_proto.agent.v1 import agent_pb2 as pb
 from ha_proto.agent.v1 import agent_pb2_grpc
 from ha_sync.core.dataset import Finished, Role
+from ha_sync.core.paths import Heard
 from ha_sync.core.standing import Standing
 from ha_sync.errors import Fenced, Retryable
 from ha_sync.service.attach import AgentLink
@@ -396,3 +397,79 @@ async def test_an_engine_that_reads_nothing_gets_the_newest_role_when_it_reads_a
     got = [await anext(directives) for _ in range(DIRECTIVES_MAX)]
     assert got[-1].role.epoch == 3 * DIRECTIVES_MAX - 1
     await directives.aclose()
+
+
+CABLE = pb.PeerPath(name="cable", address="169.254.9.1", state="both")
+DEAD_CABLE = pb.PeerPath(name="cable", address="169.254.9.1", state="lost")
+LAN = pb.PeerPath(name="lan", address="fd77::1", state="unknown")
+AS_TOLD = (
+    AgentPath(name="cable", host="169.254.9.1", heard=Heard.HEARD),
+    AgentPath(name="lan", host="fd77::1", heard=Heard.UNKNOWN),
+)
+
+
+@pytest.mark.req("R10", "R22")
+async def test_the_engine_is_told_of_the_paths_with_its_role_and_whenever_they_change(ends: Ends) -> None:
+    node, link = FakeNode(), FakeLink()
+    ends.link.tell_paths((CABLE, LAN))
+    ends.link.direct("standby", 3, active_at="")
+    async with attached(ends.path, node, link=link):
+        await ends.until(lambda: link.said == [AS_TOLD])
+        for _ in range(3):
+            ends.link.tell_paths((CABLE, LAN))  # nothing new
+        ends.link.tell_paths((LAN, DEAD_CABLE))
+        await ends.until(lambda: len(link.said) == 2)
+        assert [path.heard for path in link.said[1]] == [Heard.UNKNOWN, Heard.SILENT]
+        assert node.taken == [("standby", 3)], "the role is the same"
+    assert link.lost == 0
+
+
+async def test_half_a_path_is_none(ends: Ends) -> None:
+    link = FakeLink()
+    ends.link.tell_paths((pb.PeerPath(name="cable", address="169.254.9.1", state="half"),))
+    ends.link.direct("standby", 3, active_at="")
+    async with attached(ends.path, FakeNode(), link=link):
+        await ends.until(lambda: bool(link.said))
+    assert link.said[0][0].heard is Heard.SILENT
+
+
+async def test_without_its_agent_the_engine_knows_nothing_of_beats(run_dir: Path) -> None:
+    path, link = str(run_dir / "agent.sock"), FakeLink()
+    async with attached(path, FakeNode(), link=link):
+        async with listening(path) as ends:
+            ends.link.direct("standby", 3, active_at="")
+            await ends.until(lambda: bool(link.said))
+            assert link.lost == 0
+        async with asyncio.timeout(WITHIN_S):
+            while link.lost == 0:
+                await asyncio.sleep(0.01)
+
+
+@pytest.mark.req("R6", "R10")
+async def test_a_path_that_changes_in_the_middle_of_a_quiesce_does_not_end_it(ends: Ends) -> None:
+    node, link = FakeNode(), FakeLink()
+    node.replicated.clear()
+    ends.link.tell_paths((CABLE, LAN))
+    ends.link.direct("active", 2, active_at="")
+    async with attached(ends.path, node, link=link):
+        await ends.until_reported(lambda report: report.promoted == 2)
+        quiescing = asyncio.create_task(ends.link.quiesce(within_s=WITHIN_S, end_backup=False))
+        async with asyncio.timeout(WITHIN_S):
+            await node.asked.wait()
+        ends.link.tell_paths((LAN, DEAD_CABLE))
+        await ends.until(lambda: len(link.said) == 2)
+        node.replicated.set()
+        assert (await quiescing).digest is not None
+
+
+async def test_an_epoch_that_was_refused_is_not_refused_again_for_each_change_of_a_path(ends: Ends) -> None:
+    node, events, link = FakeNode(), [], FakeLink()
+    fenced = Fenced("cannot become active in", subject="epoch 2", reason="epoch 5 has been seen")
+    node.fails = [fenced, fenced]
+    ends.link.direct("active", 2, active_at="")
+    async with attached(ends.path, node, events, link):
+        await ends.until(lambda: any("refused" in event for event in events))
+        ends.link.tell_paths((CABLE, LAN))
+        await ends.until(lambda: AS_TOLD in link.said)
+        await ends.until_reported(lambda _report: True)
+    assert node.fails == [fenced]

@@ -111,6 +111,7 @@ class MemorySink:
         self.fail_next: Exception | None = None
         self.slow = asyncio.Event()
         self.slow.set()
+        self.state = DatasetState.STREAMING
         self.changed = asyncio.Condition()
         self._durable: Callable[[Position], None] = lambda _position: None
         self._failure: Callable[[Exception], None] = lambda _error: None
@@ -165,7 +166,7 @@ class MemorySink:
         self._failure(error)
 
     def report(self) -> DatasetReport:
-        return DatasetReport(state=DatasetState.STREAMING, position=self.applied)
+        return DatasetReport(state=self.state, position=self.applied)
 
     async def promote(self) -> tuple[Finished, ...]:
         return ()

@@ -104,6 +104,7 @@ class _Ends:
 
     def __init__(self, better: asyncio.Event) -> None:
         self.better = better
+        self.asked = 0  # how often, whether it is quiet
         self.up: asyncio.Queue[bytes] = asyncio.Queue(BUFFER)
         self.down: asyncio.Queue[bytes] = asyncio.Queue(BUFFER)
         self.closed = asyncio.Event()
@@ -128,6 +129,7 @@ class _Ends:
     async def time_to_leave(self, quiet: Callable[[], bool]) -> str:
         await self.better.wait()
         while not quiet():
+            self.asked += 1
             await asyncio.sleep(0)
         self.better.clear()
         return "a better path"

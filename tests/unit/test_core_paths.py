@@ -114,6 +114,7 @@ def test_what_a_person_is_told_of_a_path() -> None:
         ("10.77.0.1:9527", "10.77.0.1"),
         ("[fd77::1]:40000", "fd77::1"),
         ("[::ffff:10.77.0.1]:40000", "10.77.0.1"),
+        ("[fe80::1%3]:40000", "fe80::1"),
         ("pbx-a:9527", "pbx-a"),
     ],
 )
@@ -126,6 +127,8 @@ def test_the_path_of_a_caller_is_known_by_its_host() -> None:
     known = paths(CABLE, LAN, PAIRED)
     assert known.name_of("169.254.9.1") == "cable"
     assert known.name_of("192.0.2.9") == ""
+    linked = paths(PeerPath(name="cable6", address="[fe80::1%eth1]:9527"))
+    assert linked.name_of(host_of("[fe80::1%3]:40312")) == "cable6", "the kernel tells the interface by its number"
 
 
 # ---- any history

@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ha_sync.config import Compression, StreamSettings
+from ha_sync.core.dataset import DatasetState
 from ha_sync.core.frame import Frame
 from ha_sync.core.position import Answer, Epoch
 from ha_sync.errors import RepairNeeded, Retryable
+from ha_sync.stream import subscriber as subscribing
 from tests.support.memory_dataset import MemorySink, MemorySource
 from tests.support.stream_wire import MemoryEpochs, Wire
 
@@ -168,3 +170,61 @@ async def test_a_stopped_standby_holds_back_the_active_within_the_window():
         await sink.until(201)
     assert sent[0] <= 1 << 20
     assert wire.outlet.gate.used == 0
+
+
+async def until(condition):
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+@pytest.mark.req("R22")
+async def test_a_stream_that_goes_by_another_path_resumes_after_what_was_applied(monkeypatch):
+    monkeypatch.setattr(subscribing, "QUIET_S", 0)
+    source, sink = MemorySource(), MemorySink()
+    wire = Wire(source)
+    async with wire.feeding(sink) as subscriber:
+        for number in range(30):
+            await source.write(b"%d" % number)
+            if number % 10 == 5:
+                wire.better.set()
+                await until(lambda: not wire.better.is_set())
+        await sink.until(30)
+        await until(lambda: subscriber.address == "memory:1")
+    assert wire.connections == 4
+    assert [answer for answer, _ in sink.begun] == [Answer.COMPARE, Answer.RESUME, Answer.RESUME, Answer.RESUME]
+    assert sink.content == source.journal
+
+
+@pytest.mark.req("R22")
+async def test_a_full_sync_is_not_broken_off_for_a_better_path_nor_is_a_busy_stream(monkeypatch):
+    monkeypatch.setattr(subscribing, "QUIET_S", 0)
+    source, sink = MemorySource(), MemorySink()
+    wire = Wire(source)
+    sink.state = DatasetState.SYNCING
+    async with wire.feeding(sink) as subscriber:
+        await source.write(b"0")
+        await sink.until(1)
+        wire.better.set()
+        await until(lambda: wire.ends.asked > 10)
+        assert (wire.connections, subscriber.connected) == (1, True)
+        monkeypatch.setattr(subscribing, "QUIET_S", 3600)  # so it is as if a frame had come just now
+        sink.state = DatasetState.STREAMING
+        asked = wire.ends.asked
+        await until(lambda: wire.ends.asked > asked + 10)
+        assert (wire.connections, subscriber.connected) == (1, True)
+        monkeypatch.setattr(subscribing, "QUIET_WAIT_S", 0)  # it has waited long enough
+        await until(lambda: wire.connections == 2)
+
+
+@pytest.mark.req("R30")
+async def test_a_stream_tells_its_address_while_it_is_connected_and_no_longer():
+    source, sink = MemorySource(), MemorySink()
+    wire = Wire(source)
+    async with wire.feeding(sink) as subscriber:
+        await until(lambda: subscriber.connected)
+        assert subscriber.address == "memory:1"
+        wire.up = False
+        wire.cut()
+        await until(lambda: not subscriber.connected)
+        assert subscriber.address == ""
