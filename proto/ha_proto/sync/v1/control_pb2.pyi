@@ -1057,6 +1057,7 @@ class FullBackupProgress(_message.Message):
     ELAPSED_S_FIELD_NUMBER: _builtins.int
     NEXT_UNIX_S_FIELD_NUMBER: _builtins.int
     WIRE_BYTES_FIELD_NUMBER: _builtins.int
+    EXIT_CODE_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     """idle | backing up"""
     run: _builtins.str
@@ -1087,6 +1088,8 @@ class FullBackupProgress(_message.Message):
     """when the schedule starts one; absent: never"""
     wire_bytes: _builtins.int
     """questions and answers"""
+    exit_code: _builtins.int
+    """of the command that waited for it"""
     def __init__(
         self,
         *,
@@ -1112,10 +1115,11 @@ class FullBackupProgress(_message.Message):
         elapsed_s: _builtins.float = ...,
         next_unix_s: _builtins.float | None = ...,
         wire_bytes: _builtins.int = ...,
+        exit_code: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_left_s", b"_left_s", "_next_unix_s", b"_next_unix_s", "left_s", b"left_s", "next_unix_s", b"next_unix_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_left_s", b"_left_s", "_next_unix_s", b"_next_unix_s", "bytes", b"bytes", "bytes_expected", b"bytes_expected", "bytes_per_s", b"bytes_per_s", "dataset", b"dataset", "differing", b"differing", "elapsed_s", b"elapsed_s", "in_motion", b"in_motion", "left_s", b"left_s", "next_unix_s", b"next_unix_s", "objects", b"objects", "objects_expected", b"objects_expected", "percent", b"percent", "phase", b"phase", "reason", b"reason", "repaired", b"repaired", "result", b"result", "run", b"run", "state", b"state", "trigger", b"trigger", "unverified", b"unverified", "verify", b"verify", "wire_bytes", b"wire_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_left_s", b"_left_s", "_next_unix_s", b"_next_unix_s", "bytes", b"bytes", "bytes_expected", b"bytes_expected", "bytes_per_s", b"bytes_per_s", "dataset", b"dataset", "differing", b"differing", "elapsed_s", b"elapsed_s", "exit_code", b"exit_code", "in_motion", b"in_motion", "left_s", b"left_s", "next_unix_s", b"next_unix_s", "objects", b"objects", "objects_expected", b"objects_expected", "percent", b"percent", "phase", b"phase", "reason", b"reason", "repaired", b"repaired", "result", b"result", "run", b"run", "state", b"state", "trigger", b"trigger", "unverified", b"unverified", "verify", b"verify", "wire_bytes", b"wire_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__left_s: _TypeAlias = _typing.Literal["left_s"]  # noqa: Y015
     _WhichOneofArgType__left_s: _TypeAlias = _typing.Literal["_left_s", b"_left_s"]  # noqa: Y015
