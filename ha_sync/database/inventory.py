@@ -1,7 +1,7 @@
 """The Standby's inventory of a database for a compare: its schema, its facts, and a hash for every key range.
 
 It travels in chunks; each is a serialized SQLite database with ``head(json)`` (of use in the first chunk only) and
-``range(id, tbl, rows, hash, k0, ...)``. Key values keep their type because they never leave SQLite.
+``range(id, tbl, rows, bytes, hash, k0, ...)``. Key values keep their type because they never leave SQLite.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import apsw
 
 from ha_sync.database.connection import number, one, run
 from ha_sync.database.image import Facts, Head
-from ha_sync.database.ranges import create_ranges
+from ha_sync.database.ranges import PLAIN_COLUMNS, create_ranges
 from ha_sync.database.schema import SchemaObject
 from ha_sync.errors import ProtocolFault
 
@@ -25,7 +25,7 @@ def chunks(db: apsw.Connection, objects: tuple[SchemaObject, ...], facts: Facts 
     """Cuts the attached ``inv.range`` into chunks; at least one. Outside any transaction."""
     head = Head(parts=(), facts=facts, objects=objects).to_json()
     columns = [str(row[0]) for row in db.execute("SELECT name FROM pragma_table_info('range', 'inv')")]
-    keys = len(columns) - 4
+    keys = len(columns) - PLAIN_COLUMNS
     last, first = number(db, "SELECT max(id) FROM inv.range"), True
     start = 0
     while first or start < last:
@@ -55,10 +55,10 @@ def take_chunk(db: apsw.Connection, content: bytes, *, first: bool) -> Head | No
         if shape != {"head": "table", "range": "table"}:
             raise ProtocolFault("refused an inventory", reason=f"it holds {sorted(shape)}")
         columns = number(db, "SELECT count(*) FROM pragma_table_info('range', 'chunk')")
-        if not 5 <= columns <= KEY_COLUMNS_MAX + 4:
+        if not PLAIN_COLUMNS < columns <= KEY_COLUMNS_MAX + PLAIN_COLUMNS:
             raise ProtocolFault("refused an inventory", reason=f"{columns} columns")
         if first:
-            create_ranges(db, "main", columns - 4)
+            create_ranges(db, "main", columns - PLAIN_COLUMNS)
         run(db, "INSERT INTO main.range SELECT * FROM chunk.range")
         text = one(db, "SELECT json FROM chunk.head")
         return Head.from_json(text if isinstance(text, str) else "") if first else None

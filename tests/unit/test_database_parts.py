@@ -16,7 +16,8 @@ from ha_sync.database.holders import holders
 from ha_sync.database.image import Head, attach_image, detach_image, read_head
 from ha_sync.database.locality import Locality
 from ha_sync.database.names import folded, is_ours, literal, quoted
-from ha_sync.database.ranges import RangeReader, create_ranges, write_ranges
+from ha_sync.database.ranges import create_ranges, write_ranges
+from ha_sync.database.rowhash import Hasher, Span, hashing
 from ha_sync.database.schema import Keyed, read_schema
 from ha_sync.database.tokens import after_where, index_terms, mentions
 from ha_sync.errors import ProtocolFault
@@ -104,10 +105,8 @@ def test_no_two_different_values_have_the_same_hash() -> None:
     for value in VALUES:
         db = apsw.Connection(":memory:")
         db.execute(f"CREATE TABLE t(id INTEGER PRIMARY KEY, v); INSERT INTO t VALUES(1, {value})")
-        db.execute("ATTACH ':memory:' AS inv")
-        create_ranges(db, "inv", 1)
-        reader = RangeReader(table=read_schema(db).tables["t"], locality=NOWHERE_LOCAL)
-        found = reader.digest(db, None, None).hash
+        with hashing(db), Hasher(db, read_schema(db).tables["t"], NOWHERE_LOCAL) as hasher:
+            found = hasher.digest(Span()).hash
         same = hashes.setdefault(found, value)
         assert same == value or db.execute(f"SELECT {same} IS {value}").fetchall() == [(1,)], (same, value)
 
@@ -121,12 +120,13 @@ def test_ranges_cover_every_key_and_large_rows_make_short_ones() -> None:
     )
     db.execute("ATTACH ':memory:' AS inv")
     create_ranges(db, "inv", 1)
-    write_ranges(db, RangeReader(table=read_schema(db).tables["t"], locality=NOWHERE_LOCAL))
+    with hashing(db):
+        write_ranges(db, read_schema(db).tables["t"], NOWHERE_LOCAL)
     rows = db.execute("SELECT rows, k0 FROM inv.range ORDER BY id").fetchall()
     assert sum(int(str(n)) for n, _ in rows) == 1000
     assert rows[0] == (256, -500 * 3 + 255 * 3)
     assert rows[-1][1] is None
-    assert min(int(str(n)) for n, _ in rows[2:-1]) < 60
+    assert min(int(str(n)) for n, _ in rows[2:-1]) < 200
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ from ha_sync.database.image import Facts, Head, attach_image, detach_image, enco
 from ha_sync.database.inventory import chunks
 from ha_sync.database.locality import Locality
 from ha_sync.database.names import POSITION
-from ha_sync.database.ranges import RangeReader, comparable, create_ranges, write_ranges
+from ha_sync.database.ranges import comparable, create_ranges, write_ranges
+from ha_sync.database.rowhash import hashing
 from ha_sync.database.schema import read_schema
 from ha_sync.database.triggers import remove_capture, remove_everything
 from ha_sync.errors import OperatorNeeded
@@ -120,9 +121,10 @@ class Applier:
             schema = read_schema(db)
             tables = comparable(schema, self._locality)
             create_ranges(db, "inv", max((len(t.key) for t in tables), default=1))
-            for table in tables:
-                with reading(db):
-                    write_ranges(db, RangeReader(table=table, locality=self._locality))
+            with hashing(db):
+                for table in tables:
+                    with reading(db):
+                        write_ranges(db, table, self._locality)
             yield from chunks(db, schema.objects, read_facts(db, self._locality) if exists else None)
         finally:
             with contextlib.suppress(apsw.Error):

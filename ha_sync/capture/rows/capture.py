@@ -7,6 +7,7 @@ Times are monotonic seconds.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -23,13 +24,14 @@ from ha_sync.capture.rows.journal import EVERYTHING, Identity, Journal, digest
 from ha_sync.config import SqliteSettings
 from ha_sync.core.dataset import DatasetState
 from ha_sync.core.position import Epoch, Position
-from ha_sync.database.connection import Stamp, one, reading, run, stamp, writing
+from ha_sync.database.connection import Stamp, one, reading, stamp, writing
 from ha_sync.database.facts import read_facts
 from ha_sync.database.guards import remove_guards
 from ha_sync.database.holders import holders
 from ha_sync.database.image import Facts, Head, Image, ImageBuilder
 from ha_sync.database.locality import Locality
 from ha_sync.database.ranges import table_digest
+from ha_sync.database.rowhash import hashing
 from ha_sync.database.schema import Keyed, Schema, Table, read_schema, unknown_to_us
 from ha_sync.database.snapshot import Snapshot
 from ha_sync.database.triggers import (
@@ -260,17 +262,11 @@ class Capture:
     # ---- looking --------------------------------------------------------------------------------------------------
 
     def _look(self, db: apsw.Connection) -> Position:
-        if self._untracked:
-            run(db, "ATTACH ':memory:' AS inv")
-        try:
-            with reading(db):
-                self._require_schema(db)
-                logged = last_logged(db) if self._logging else 0
-                facts = read_facts(db, self._locality)
-                changed = self._changed_untracked(db)
-        finally:
-            if "inv" in db.db_names():
-                run(db, "DETACH inv")
+        with hashing(db) if self._untracked else contextlib.nullcontext(), reading(db):
+            self._require_schema(db)
+            logged = last_logged(db) if self._logging else 0
+            facts = read_facts(db, self._locality)
+            changed = self._changed_untracked(db)
         if changed:
             self.journal.mark(logged, frozenset(changed))
             self._digests.update(changed)
@@ -439,8 +435,11 @@ class Capture:
         self, db: apsw.Connection, spill: str | None, collect: Collect, inventory: Inventory | None
     ) -> Batch | None:
         builder = ImageBuilder(db, spill)
-        if inventory is not None:
-            inventory.attach(db)
+        beside = inventory.attached(db) if inventory is not None else contextlib.nullcontext()
+        with beside:
+            return self._built(db, builder, collect, in_file=spill is not None)
+
+    def _built(self, db: apsw.Connection, builder: ImageBuilder, collect: Collect, *, in_file: bool) -> Batch | None:
         try:
             builder.open()
             with reading(db):
@@ -453,15 +452,12 @@ class Capture:
             return Batch(position=result[0], image=builder.finish(), facts=result[2])
         except apsw.FullError:
             builder.abandon()
-            if spill is None:
+            if not in_file:
                 raise _TooLarge from None
             raise
         except BaseException:
             builder.abandon()
             raise
-        finally:
-            if inventory is not None:
-                inventory.detach(db)
 
     def _collect_changes(self, c: Collector, after: int, sent: Facts | None) -> Collected | None:
         logging = self._logging

@@ -13,7 +13,7 @@ from ha_sync.database.connection import number, run
 from ha_sync.database.image import ImageBuilder, Part
 from ha_sync.database.locality import Locality
 from ha_sync.database.names import CHANGE, INDEX, TABLE, quoted
-from ha_sync.database.ranges import RangeReader
+from ha_sync.database.ranges import Between
 from ha_sync.database.schema import Keyed, Schema, Table, Unique
 
 _LOGGED = "_ha_logged"  # alias of the log, so that no column of the application's can hide its columns
@@ -56,7 +56,7 @@ class Collector:
         """The rows of key ranges, each given by the numbers of its ends in ``inv.range``."""
         part = Part(table=table.name, keyed=table.keyed, key=table.key, columns=table.shipped, ranges=True)
         n = self.builder.begin_part(part)
-        reader = RangeReader(table=table, locality=self.locality)
+        reader = Between(table=table, locality=self.locality)
         for after, upto in spans:
             self._span(f"img.d{n}", table, after, upto)
             condition, bindings = reader.between(after, upto)

@@ -6,14 +6,18 @@ never waits for the network.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import apsw
 
 from ha_sync.capture.rows.collect import Collector
 from ha_sync.database.connection import number, one, run
 from ha_sync.database.image import HEADER_BYTES, Facts, encoding_of, remove_file
 from ha_sync.database.inventory import take_chunk
+from ha_sync.database.keys import Key, selected, taken
 from ha_sync.database.names import folded
-from ha_sync.database.ranges import RangeReader
+from ha_sync.database.rowhash import Hasher, Span, hashing
 from ha_sync.database.schema import Keyed, Schema, SchemaObject, Table
 from ha_sync.errors import ProtocolFault
 
@@ -51,17 +55,19 @@ class Inventory:
         self._db.close()
         self._db = None
 
-    def attach(self, db: apsw.Connection) -> None:
+    @contextmanager
+    def attached(self, db: apsw.Connection) -> Iterator[None]:
         """Makes it readable as ``inv``; in another text encoding nothing can be equal, so it counts as empty."""
         if one(db, "PRAGMA main.encoding") != self._encoding:
             self.objects = ()
+            yield
             return
-        db.execute("ATTACH ? AS inv", (self._path,)).fetchall()
-
-    def detach(self, db: apsw.Connection) -> None:
-        """Takes it off the connection."""
-        if "inv" in db.db_names():
-            run(db, "DETACH inv")
+        with hashing(db):
+            db.execute("ATTACH ? AS inv", (self._path,)).fetchall()
+            try:
+                yield
+            finally:
+                run(db, "DETACH inv")
 
     def same_objects(self, schema: Schema) -> bool:
         """Whether the Standby's schema is ours. Node-local tables count: only their rows are local."""
@@ -91,7 +97,7 @@ def collect_differences(c: Collector, inventory: Inventory) -> None:
         if table.keyed is Keyed.WHOLE or not inventory.has_table(table) or not _has_ranges(c.db, name):
             c.whole(table)
             continue
-        spans = _differing(c.db, RangeReader(table=table, locality=c.locality))
+        spans = _differing(c, table)
         if spans:
             c.ranges(table, spans)
 
@@ -100,24 +106,36 @@ def _has_ranges(db: apsw.Connection, table: str) -> bool:
     return number(db, "SELECT count(*) FROM inv.range WHERE tbl = ?", (table,)) > 0
 
 
-def _differing(db: apsw.Connection, reader: RangeReader) -> list[tuple[int | None, int | None]]:
+def _differing(c: Collector, table: Table) -> list[tuple[int | None, int | None]]:
     """The spans of key ranges that differ, neighbours joined."""
-    ranges = db.execute(
-        "SELECT id, rows, hash, k0 IS NULL FROM inv.range WHERE tbl = ? ORDER BY id", (reader.table.name,)
-    ).fetchall()
     spans: list[tuple[int | None, int | None]] = []
-    after: int | None = None
-    for place, (number_of_range, rows, hash_there, is_open) in enumerate(ranges):
-        assert isinstance(number_of_range, int)
-        last = place == len(ranges) - 1
-        if not isinstance(rows, int) or bool(is_open) is not last:
-            raise ProtocolFault("refused an inventory", reason="its ranges do not cover the keys")
-        upto = None if is_open else number_of_range
-        found = reader.digest(db, after, upto, rows + 1)
-        if (found.rows, found.hash) != (rows, hash_there):
-            if spans and spans[-1][1] == after and after is not None:
-                spans[-1] = (spans[-1][0], upto)
-            else:
-                spans.append((after, upto))
-        after = upto
+    with Hasher(c.db, table, c.locality) as hasher:
+        after, place = None, None
+        for number_of_range, theirs, upto in _ranges_there(c.db, table):
+            end = None if upto is None else number_of_range
+            rows, size, _ = theirs
+            found = hasher.digest(Span(after=after, upto=upto), rows_max=rows, bytes_max=size)
+            if not found.whole or (found.rows, found.bytes, found.hash) != theirs:
+                if spans and spans[-1][1] == place and place is not None:
+                    spans[-1] = (spans[-1][0], end)
+                else:
+                    spans.append((place, end))
+            after, place = upto, end
     return spans
+
+
+def _ranges_there(db: apsw.Connection, table: Table) -> list[tuple[int, tuple[int, int, bytes], Key | None]]:
+    """Number, (rows, bytes, hash) and upper end of the Standby's ranges."""
+    ends = selected(f"k{i}" for i in range(len(table.key)))
+    rows = db.execute(
+        f"SELECT id, rows, bytes, hash, {ends} FROM inv.range WHERE tbl = ? ORDER BY id", (table.name,)
+    ).fetchall()
+    ranges = []
+    for place, (number_of_range, count, size, content, *end) in enumerate(rows):
+        last = place == len(rows) - 1
+        sound = isinstance(count, int) and isinstance(size, int) and isinstance(content, bytes)
+        if not sound or (end[0] == "null") is not last:
+            raise ProtocolFault("refused an inventory", reason="its ranges do not cover the keys")
+        assert isinstance(number_of_range, int)
+        ranges.append((number_of_range, (count, size, content), None if last else taken(end)))
+    return ranges
