@@ -379,3 +379,471 @@ class PagesAnswer(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PagesAnswer: _TypeAlias = PagesAnswer  # noqa: Y015
+
+@_typing.final
+class RowsQuestion(_message.Message):
+    """---- databases captured as rows"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DESCRIBE_FIELD_NUMBER: _builtins.int
+    RANGES_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    CHECK_FIELD_NUMBER: _builtins.int
+    RENEW_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def describe(self) -> Global___RowsDescribe:
+        """answered by RowsDescription"""
+
+    @_builtins.property
+    def ranges(self) -> Global___RowsRanges:
+        """answered by RowsDigests, in order"""
+
+    @_builtins.property
+    def rows(self) -> Global___RowsRange:
+        """answered by RowsHashes: those in it now, at most `rows` of them"""
+
+    @_builtins.property
+    def check(self) -> Global___RowsCheck:
+        """answered by RowsChecked"""
+
+    @_builtins.property
+    def renew(self) -> Global___RowsRenew:
+        """answered by RowsRenewed"""
+
+    def __init__(
+        self,
+        *,
+        describe: Global___RowsDescribe | None = ...,
+        ranges: Global___RowsRanges | None = ...,
+        rows: Global___RowsRange | None = ...,
+        check: Global___RowsCheck | None = ...,
+        renew: Global___RowsRenew | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "describe", b"describe", "question", b"question", "ranges", b"ranges", "renew", b"renew", "rows", b"rows"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "describe", b"describe", "question", b"question", "ranges", b"ranges", "renew", b"renew", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_question: _TypeAlias = _typing.Literal["describe", "ranges", "rows", "check", "renew"]  # noqa: Y015
+    _WhichOneofArgType_question: _TypeAlias = _typing.Literal["question", b"question"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_question) -> _WhichOneofReturnType_question | None: ...
+
+Global___RowsQuestion: _TypeAlias = RowsQuestion  # noqa: Y015
+
+@_typing.final
+class RowsDescribe(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KNOWN_FIELD_NUMBER: _builtins.int
+    TOLD_FIELD_NUMBER: _builtins.int
+    known: _builtins.bytes
+    """hash of the description that the Active expects"""
+    told: _builtins.int
+    """what was noticed up to this number is in the Active's log"""
+    def __init__(
+        self,
+        *,
+        known: _builtins.bytes = ...,
+        told: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["known", b"known", "told", b"told"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RowsDescribe: _TypeAlias = RowsDescribe  # noqa: Y015
+
+@_typing.final
+class RowsDescription(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ABSENT_FIELD_NUMBER: _builtins.int
+    HASH_FIELD_NUMBER: _builtins.int
+    SCHEMA_FIELD_NUMBER: _builtins.int
+    GUARDS_FIELD_NUMBER: _builtins.int
+    NOTICED_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    absent: _builtins.bool
+    hash: _builtins.bytes
+    """of `schema`, in its canonical form"""
+    schema: _builtins.str
+    """empty where it is the expected one: encoding, objects and facts as JSON"""
+    bytes: _builtins.int
+    """of the file"""
+    @_builtins.property
+    def guards(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """tables whose guards are missing or changed"""
+
+    @_builtins.property
+    def noticed(self) -> _containers.RepeatedCompositeFieldContainer[Global___RowsNoticed]: ...
+    def __init__(
+        self,
+        *,
+        absent: _builtins.bool = ...,
+        hash: _builtins.bytes = ...,
+        schema: _builtins.str = ...,
+        guards: _abc.Iterable[_builtins.str] | None = ...,
+        noticed: _abc.Iterable[Global___RowsNoticed] | None = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "bytes", b"bytes", "guards", b"guards", "hash", b"hash", "noticed", b"noticed", "schema", b"schema"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RowsDescription: _TypeAlias = RowsDescription  # noqa: Y015
+
+@_typing.final
+class RowsNoticed(_message.Message):
+    """What the Standby noticed and mended by itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    WHAT_FIELD_NUMBER: _builtins.int
+    AT_UNIX_S_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    what: _builtins.str
+    at_unix_s: _builtins.float
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        what: _builtins.str = ...,
+        at_unix_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_unix_s", b"at_unix_s", "number", b"number", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RowsNoticed: _TypeAlias = RowsNoticed  # noqa: Y015
+
+@_typing.final
+class RowsValue(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTEGER_FIELD_NUMBER: _builtins.int
+    REAL_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    BLOB_FIELD_NUMBER: _builtins.int
+    integer: _builtins.int
+    real: _builtins.float
+    text: _builtins.bytes
+    """in the encoding of the database, valid or not"""
+    blob: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        integer: _builtins.int = ...,
+        real: _builtins.float = ...,
+        text: _builtins.bytes = ...,
+        blob: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "integer", b"integer", "real", b"real", "text", b"text", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "integer", b"integer", "real", b"real", "text", b"text", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_value: _TypeAlias = _typing.Literal["integer", "real", "text", "blob"]  # noqa: Y015
+    _WhichOneofArgType_value: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_value) -> _WhichOneofReturnType_value | None: ...
+
+Global___RowsValue: _TypeAlias = RowsValue  # noqa: Y015
+
+@_typing.final
+class RowsKey(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def values(self) -> _containers.RepeatedCompositeFieldContainer[Global___RowsValue]: ...
+    def __init__(
+        self,
+        *,
+        values: _abc.Iterable[Global___RowsValue] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RowsKey: _TypeAlias = RowsKey  # noqa: Y015
+
+@_typing.final
+class RowsSpan(_message.Message):
+    """Keys in (after, upto]; absent: open."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_FIELD_NUMBER: _builtins.int
+    UPTO_FIELD_NUMBER: _builtins.int
+    ONLY_FIELD_NUMBER: _builtins.int
+    only: _builtins.bool
+    """the one row with the key `upto`"""
+    @_builtins.property
+    def after(self) -> Global___RowsKey: ...
+    @_builtins.property
+    def upto(self) -> Global___RowsKey: ...
+    def __init__(
+        self,
+        *,
+        after: Global___RowsKey | None = ...,
+        upto: Global___RowsKey | None = ...,
+        only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "upto", b"upto"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "only", b"only", "upto", b"upto"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RowsSpan: _TypeAlias = RowsSpan  # noqa: Y015
+
+@_typing.final
+class RowsRange(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TABLE_FIELD_NUMBER: _builtins.int
+    SQL_HASH_FIELD_NUMBER: _builtins.int
+    SPAN_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    table: _builtins.str
+    sql_hash: _builtins.bytes
+    """of the table's SQL: spans of another table mean nothing"""
+    rows: _builtins.int
+    """as the Active has; one more is enough to differ"""
+    bytes: _builtins.int
+    @_builtins.property
+    def span(self) -> Global___RowsSpan: ...
+    def __init__(
+        self,
+        *,
+        table: _builtins.str = ...,
+        sql_hash: _builtins.bytes = ...,
+        span: Global___RowsSpan | None = ...,
+        rows: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["span", b"span"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "rows", b"rows", "span", b"span", "sql_hash", b"sql_hash", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RowsRange: _TypeAlias = RowsRange  # noqa: Y015
+
+@_typing.final
+class RowsRanges(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ranges(self) -> _containers.RepeatedCompositeFieldContainer[Global___RowsRange]:
+        """table and sql_hash in the first only; `after` is the `upto` before where it is absent"""
+
+    def __init__(
+        self,
+        *,
+        ranges: _abc.Iterable[Global___RowsRange] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ranges", b"ranges"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RowsRanges: _TypeAlias = RowsRanges  # noqa: Y015
+
+@_typing.final
+class RowsDigests(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGESTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def digests(self) -> _containers.RepeatedCompositeFieldContainer[Global___RowsDigest]: ...
+    def __init__(
+        self,
+        *,
+        digests: _abc.Iterable[Global___RowsDigest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RowsDigests: _TypeAlias = RowsDigests  # noqa: Y015
+
+@_typing.final
+class RowsDigest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HASH_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    DAMAGE_FIELD_NUMBER: _builtins.int
+    hash: _builtins.bytes
+    """empty: the table is not the asked one"""
+    more: _builtins.bool
+    """there is more than was asked for"""
+    damage: _builtins.str
+    """it cannot be read"""
+    def __init__(
+        self,
+        *,
+        hash: _builtins.bytes = ...,
+        more: _builtins.bool = ...,
+        damage: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["damage", b"damage", "hash", b"hash", "more", b"more"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RowsDigest: _TypeAlias = RowsDigest  # noqa: Y015
+
+@_typing.final
+class RowsHashes(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    HASHES_FIELD_NUMBER: _builtins.int
+    STRANGER_FIELD_NUMBER: _builtins.int
+    DAMAGE_FIELD_NUMBER: _builtins.int
+    hashes: _builtins.bytes
+    """16 bytes each"""
+    stranger: _builtins.bool
+    """the table is not the asked one"""
+    damage: _builtins.str
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___RowsKey]: ...
+    def __init__(
+        self,
+        *,
+        keys: _abc.Iterable[Global___RowsKey] | None = ...,
+        hashes: _builtins.bytes = ...,
+        stranger: _builtins.bool = ...,
+        damage: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["damage", b"damage", "hashes", b"hashes", "keys", b"keys", "stranger", b"stranger"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RowsHashes: _TypeAlias = RowsHashes  # noqa: Y015
+
+@_typing.final
+class RowsCheck(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUICK_FIELD_NUMBER: _builtins.int
+    quick: _builtins.bool
+    def __init__(
+        self,
+        *,
+        quick: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["quick", b"quick"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RowsCheck: _TypeAlias = RowsCheck  # noqa: Y015
+
+@_typing.final
+class RowsChecked(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DAMAGE_FIELD_NUMBER: _builtins.int
+    QUICK_FIELD_NUMBER: _builtins.int
+    UNVERIFIED_FIELD_NUMBER: _builtins.int
+    damage: _builtins.str
+    """empty: sound"""
+    quick: _builtins.bool
+    unverified: _builtins.str
+    """it could not be checked"""
+    def __init__(
+        self,
+        *,
+        damage: _builtins.str = ...,
+        quick: _builtins.bool = ...,
+        unverified: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["damage", b"damage", "quick", b"quick", "unverified", b"unverified"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RowsChecked: _TypeAlias = RowsChecked  # noqa: Y015
+
+@_typing.final
+class RowsRenew(_message.Message):
+    """The Standby's file is damaged: it shall be made anew from what can be read, and the rest come by a full sync."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RowsRenew: _TypeAlias = RowsRenew  # noqa: Y015
+
+@_typing.final
+class RowsRenewed(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOW_FIELD_NUMBER: _builtins.int
+    how: _builtins.str
+    def __init__(
+        self,
+        *,
+        how: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["how", b"how"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RowsRenewed: _TypeAlias = RowsRenewed  # noqa: Y015
+
+@_typing.final
+class RowsObjects(_message.Message):
+    """What a source of rows is asked to send again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TABLE_FIELD_NUMBER: _builtins.int
+    SPANS_FIELD_NUMBER: _builtins.int
+    table: _builtins.str
+    """empty: the schema and the facts"""
+    @_builtins.property
+    def spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___RowsSpan]:
+        """none: the table as a whole"""
+
+    def __init__(
+        self,
+        *,
+        table: _builtins.str = ...,
+        spans: _abc.Iterable[Global___RowsSpan] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["spans", b"spans", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RowsObjects: _TypeAlias = RowsObjects  # noqa: Y015
