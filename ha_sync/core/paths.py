@@ -63,6 +63,7 @@ class Paths:
     def __init__(self) -> None:
         self.known: tuple[PeerPath, ...] = ()  # the best first
         self._bad_at: dict[str, float] = {}  # when last it was silent or failed
+        self._failed_at: dict[str, float] = {}
         self._answered: set[str] = set()  # since it was bad
         self._used: PeerPath | None = None
 
@@ -84,14 +85,17 @@ class Paths:
                 self._spoil(path.address, now)
         addresses = {path.address for path in self.known}
         self._bad_at = {address: at for address, at in self._bad_at.items() if address in addresses}
+        self._failed_at = {address: at for address, at in self._failed_at.items() if address in addresses}
         self._answered &= addresses
 
     def answered(self, address: str) -> None:
         """The other node was reached there, and proved who it is."""
         self._answered.add(address)
+        self._failed_at.pop(address, None)
 
     def failed(self, address: str, *, now: float) -> None:
         """It was not."""
+        self._failed_at[address] = now
         self._spoil(address, now)
 
     def taken(self, path: PeerPath, *, now: float) -> Moved | None:
@@ -110,7 +114,7 @@ class Paths:
         wanted = (self.better(self._used.address, now=now) or self._used).address if self._used else ""
 
         def rank(path: PeerPath) -> tuple[bool, bool, bool]:
-            return (path.heard is Heard.SILENT, self._failed_lately(path.address, now), path.address != wanted)
+            return (path.heard is Heard.SILENT, self._bad_lately(path.address, now), path.address != wanted)
 
         return tuple(sorted(self.known, key=rank))  # stable: what is equal stays in the order of preference
 
@@ -135,8 +139,8 @@ class Paths:
 
     def state_of(self, path: PeerPath, *, now: float) -> str:
         """For people: what the beats say of it, or that it failed although they come."""
-        failed = path.heard is not Heard.SILENT and self._failed_lately(path.address, now)
-        return "failed" if failed else path.heard.value
+        failed = now - self._failed_at.get(path.address, float("-inf")) < FAILED_S
+        return "failed" if failed and path.heard is not Heard.SILENT else path.heard.value
 
     def name_of(self, host: str) -> str:
         """What the path is called at whose other end the other node has this address."""
@@ -148,7 +152,7 @@ class Paths:
             return Why.GONE
         if path.heard is Heard.SILENT:
             return Why.SILENT
-        return Why.FAILED if self._failed_lately(address, now) else Why.BETTER
+        return Why.FAILED if self._bad_lately(address, now) else Why.BETTER
 
     def _find(self, address: str) -> PeerPath | None:
         return next((path for path in self.known if path.address == address), None)
@@ -157,7 +161,7 @@ class Paths:
         self._bad_at[address] = now
         self._answered.discard(address)
 
-    def _failed_lately(self, address: str, now: float) -> bool:
+    def _bad_lately(self, address: str, now: float) -> bool:
         return now - self._bad_at.get(address, float("-inf")) < FAILED_S
 
     def _steady(self, address: str, now: float) -> bool:

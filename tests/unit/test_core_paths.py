@@ -104,6 +104,9 @@ def test_what_a_person_is_told_of_a_path() -> None:
     assert [known.state_of(path, now=0) for path in known.known] == ["heard", "silent", "unknown"]
     known.failed(CABLE.address, now=0)
     assert known.state_of(CABLE, now=1) == "failed"
+    known.answered(CABLE.address)
+    known.know((CABLE, LAN, PAIRED), now=1)
+    assert [known.state_of(path, now=1) for path in known.known] == ["heard", "heard", "unknown"]
     assert str(CABLE) == "cable (169.254.9.1:9527)"
     assert str(PAIRED) == "pbx-a:9527"
 
