@@ -1,8 +1,9 @@
 """Voicemail messages as app_voicemail keeps them: what makes two the same, and which number a new one gets. Pure.
 
-A message is a group of files ``msgNNNN.<extension>`` in a folder of a mailbox; ``.txt`` is its commit mark. Numbers of a
-folder begin at 0 and have no gaps: what stands behind one is never seen. A number is no identity, and ``msg_id`` alone
-is none either (it survives a forward): a message is what its .txt says of its origin and the content of its sound.
+A message is a group of files ``msgNNNN.<extension>`` in a folder of a mailbox; ``.txt`` is its commit mark. Numbers of
+a folder begin at 0 and have no gaps: what stands behind one is never seen. A number is no identity, and ``msg_id``
+alone is none either (it survives a forward): a message is what its .txt says of its origin and the content of its
+sound.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from dataclasses import dataclass
 from ha_sync.files.confine import split
 
 TEXT = b"txt"
+TEXT_MAX = 64 * 1024
+"""Bytes of a ``.txt`` that are read."""
+
 NUMBER_MAX = 9999
 """The PBX takes no message beyond it."""
 
@@ -21,11 +25,15 @@ _NAME = re.compile(rb"msg([0-9]{4})\.([A-Za-z0-9]{1,16})")
 _FIELD = re.compile(rb"(msg_id|origtime|callerid|origmailbox|duration)\s*=\s*(.*?)\s*")
 
 
+Origin = tuple[tuple[bytes, bytes], ...]
+"""Fields of a ``.txt`` that no session changes, sorted."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
     """Equal for the same message on both nodes, in whatever folder and under whatever number it stands."""
 
-    origin: tuple[tuple[bytes, bytes], ...]  # fields of the .txt that no session changes
+    origin: Origin
     sounds: tuple[tuple[bytes, bytes], ...]  # (extension, content hash)
 
 
@@ -40,7 +48,7 @@ def name_of(number: int, extension: bytes) -> bytes:
     return b"msg%04d.%s" % (number, extension)
 
 
-def origin_of(text: bytes) -> tuple[tuple[bytes, bytes], ...]:
+def origin_of(text: bytes) -> Origin:
     """The fields of a ``.txt`` that tell where a message came from, sorted."""
     lines = (_FIELD.fullmatch(line) for line in text.splitlines())
     return tuple(sorted({found[1]: found[2] for found in lines if found is not None}.items()))

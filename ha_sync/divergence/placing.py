@@ -1,8 +1,8 @@
 """Puts files into a live tree beside a running PBX: whole, durable, under a name that nothing else has.
 
-A file is built in our hidden folder of the tree (its names begin with ``.ha-``: the capture leaves them out), synced, and
-renamed where no file of that name stands. Missing folders are made. Nothing outside the root is opened, no symlink is
-followed, nothing is replaced. Not thread-safe; blocking.
+A file is built in our hidden folder of the tree (its names begin with ``.ha-``: the capture leaves them out), synced,
+and renamed where no file of that name stands. Missing folders are made. Nothing outside the root is opened, no symlink
+is followed, nothing is replaced. Not thread-safe; blocking.
 """
 
 from __future__ import annotations
@@ -133,11 +133,22 @@ class Placing:
                 os.close(made)
             os.fsync(above)
 
-    def unlink(self, path: bytes) -> None:
-        """A file of ours."""
-        folder, name = split(path)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=self.root.directory(folder))
+    def link(self, item: Object) -> bool:
+        """Makes a symlink; False where something else stands there."""
+        folder, name = split(item.path)
+        self.make_folder(folder)
+        directory = self.root.directory(folder)
+        try:
+            os.symlink(item.link_target, name, dir_fd=directory)
+        except FileExistsError:
+            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            return stat.S_ISLNK(status.st_mode) and os.readlink(name, dir_fd=directory) == item.link_target
+        os.fsync(directory)
+        return True
+
+    def inode(self, path: bytes) -> int:
+        """Of what stands there."""
+        return self.root.lstat(path).st_ino
 
 
 def _renamed(source: int, name: bytes, target: int, new_name: bytes) -> bool:

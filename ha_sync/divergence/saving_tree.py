@@ -12,7 +12,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ha_sync.catalogue.tree import (
     TYPE_DIRECTORY,
@@ -25,6 +25,7 @@ from ha_sync.catalogue.tree import (
 )
 from ha_sync.config import TreeSettings
 from ha_sync.divergence.archive import LEFT_OUT_MAX
+from ha_sync.divergence.mail import TEXT_MAX, by_message, parsed
 from ha_sync.divergence.tree_index import Action, Object, TreeIndex, content_path
 from ha_sync.errors import HaSyncError, OperatorNeeded
 from ha_sync.files import wav
@@ -117,6 +118,7 @@ class _Taker:
         self._contents = contents
         self._room = room
         self._number = 0
+        self._taken: set[bytes] = set()  # files of messages
         self.taken = TakenFiles()
 
     def run(self, goes_on: Callable[[], None]) -> None:
@@ -135,6 +137,19 @@ class _Taker:
         while row is not None:
             self._is_gone(row)
             row = next(known, None)
+        self._complete_messages()
+
+    def _complete_messages(self) -> None:
+        """A message is merged as a whole: files of it that did not change are kept too."""
+        if not self._rules.has_units:
+            return
+        for folder, number in by_message(self._taken):
+            for name in sorted(os.fsencode(name) for name in os.listdir(self._root.directory(folder))):
+                path = folder + b"/" + name if folder else name
+                message = parsed(name)
+                if message is not None and message[0] == number and path not in self._taken:
+                    with contextlib.suppress(*_GONE):
+                        self._file(path, self._root.lstat(path), None)
 
     def _known(self) -> Iterator[Signature]:
         after = b""
@@ -218,16 +233,17 @@ class _Taker:
             copied(fd, copy)
             repaired = wav.repair(copy) if path.endswith(wav.SUFFIXES) else None
             found = hash_file(copy)
+            is_text = path.endswith(b".txt") and self._rules.mailbox_of(path) is not None
+            text = os.pread(copy, TEXT_MAX, 0) if is_text else b""
         finally:
             os.close(copy)
+        if self._rules.mailbox_of(path) is not None:
+            self._taken.add(path)
         self.taken.files += 1
         self.taken.size += found.size
+        item = _object(number, path, status, TYPE_FILE, xattrs=xattrs)
         header = repaired.original if repaired is not None else b""
-        self._add(
-            _object(
-                number, path, status, TYPE_FILE, xattrs=xattrs, size=found.size, content=found.hash, header=header
-            )
-        )  # fmt: skip
+        self._add(replace(item, size=found.size, hash=found.hash, kept=True, header=header, text=text))
 
     def _next(self) -> int:
         self._number += 1
@@ -257,9 +273,6 @@ def _object(
     action: Action = Action.PUT,
     xattrs: bytes = b"",
     link_target: bytes = b"",
-    size: int = 0,
-    content: bytes = b"",
-    header: bytes = b"",
 ) -> Object:
     return Object(
         number=number,
@@ -270,10 +283,7 @@ def _object(
         uid=status.st_uid,
         gid=status.st_gid,
         mtime_ns=status.st_mtime_ns,
-        size=size or status.st_size,
-        hash=content,
+        size=status.st_size,
         xattrs=xattrs,
         link_target=link_target,
-        kept=bool(content),
-        header=header,
     )

@@ -17,7 +17,7 @@ from typing import Self
 from ha_sync.errors import ProtocolFault
 
 PER_FOLDER = 1000
-_COLUMNS = "number, path, action, type, mode, uid, gid, mtime_ns, size, hash, xattrs, link_target, kept, header"
+_COLUMNS = "number, path, action, type, mode, uid, gid, mtime_ns, size, hash, xattrs, link_target, kept, header, text"
 
 
 class Action(enum.Enum):
@@ -46,6 +46,7 @@ class Object:
     link_target: bytes = b""
     kept: bool = False  # its content is in the archive
     header: bytes = b""  # of an interrupted recording, before its lengths were put in
+    text: bytes = b""  # of a voicemail message's .txt, its content
 
 
 class TreeIndex:
@@ -59,7 +60,7 @@ class TreeIndex:
             self._db.execute(
                 "CREATE TABLE object (number INTEGER PRIMARY KEY, path BLOB NOT NULL, action TEXT NOT NULL, "
                 "type INTEGER, mode INTEGER, uid INTEGER, gid INTEGER, mtime_ns INTEGER, size INTEGER, hash BLOB, "
-                "xattrs BLOB, link_target BLOB, kept INTEGER, header BLOB)"
+                "xattrs BLOB, link_target BLOB, kept INTEGER, header BLOB, text BLOB)"
             )
             self._db.execute("BEGIN")
         else:
@@ -77,7 +78,7 @@ class TreeIndex:
 
     def add(self, item: Object) -> None:
         """One more."""
-        marks = ", ".join("?" * 14)
+        marks = ", ".join("?" * 15)
         self._db.execute(f"INSERT INTO object ({_COLUMNS}) VALUES ({marks})", _row(item))
 
     def objects(self) -> Iterator[Object]:
@@ -103,20 +104,21 @@ def content_path(folder: str, number: int) -> str:
 def _row(item: Object) -> tuple[object, ...]:
     return (
         item.number, item.path, item.action.value, item.type, item.mode, item.uid, item.gid, item.mtime_ns, item.size,
-        item.hash, item.xattrs, item.link_target, int(item.kept), item.header,
+        item.hash, item.xattrs, item.link_target, int(item.kept), item.header, item.text,
     )  # fmt: skip
 
 
 def _object(row: tuple[object, ...]) -> Object:
-    number, path, action, kind, mode, uid, gid, mtime_ns, size, content, xattrs, link, kept, header = row
+    number, path, action, kind, mode, uid, gid, mtime_ns, size, content, xattrs, link, kept, header, text = row
     whole = (number, kind, mode, uid, gid, mtime_ns, size, kept)
-    blobs = (path, content, xattrs, link, header)
+    blobs = (path, content, xattrs, link, header, text)
     if not all(isinstance(value, int) for value in whole) or not all(isinstance(value, bytes) for value in blobs):
         raise TypeError("an object of another shape")
     return Object(
         number=_whole(number), path=_bytes(path), action=Action(action), type=_whole(kind), mode=_whole(mode) & 0o7777,
         uid=_whole(uid), gid=_whole(gid), mtime_ns=_whole(mtime_ns), size=_whole(size), hash=_bytes(content),
         xattrs=_bytes(xattrs), link_target=_bytes(link), kept=bool(kept), header=_bytes(header),
+        text=_bytes(text),
     )  # fmt: skip
 
 
