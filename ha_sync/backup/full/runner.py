@@ -1,0 +1,561 @@
+"""Runs full backups, on the Active only: one at a time, dataset after dataset, each by its examiner.
+
+A run survives the Standby's absence (it waits) and a restart of this engine (it goes on from its cursors), but not a
+change of roles or of the epoch. Whoever asks for one while it goes on joins it. What was found goes to the backup log
+object by object; what differed, could not be verified or failed is an event besides. Runs in the engine's event loop;
+seconds are monotonic but where the name says otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from ha_sync.backup.full.desk import Desk
+from ha_sync.backup.full.memory import NOTHING, DatasetState, Memory, RunState, plus
+from ha_sync.backup.full.progress import Done, Meter
+from ha_sync.backup.full.schedule import Schedule, local_zone
+from ha_sync.config import BackupSettings
+from ha_sync.core.dataset import DatasetName, Report, Role
+from ha_sync.core.examine import Depth, Examined, Examiner, Fault, Finding, Peer, Side
+from ha_sync.core.position import Epoch
+from ha_sync.errors import HaSyncError, PeerUnreachable, Retryable, WrongState
+from ha_sync.logs.runs import Kind, Result, RunId, RunLog, Tally, Trigger
+from ha_sync.logs.writer import wall_clock
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 0.5
+SCHEDULE_LOOK_S = 10.0
+MAKE_UP_AFTER_S = 60.0
+"""After its start an engine has better things to do than to make up for a run that was missed."""
+
+PEER_WAIT_S = {Trigger.MANUAL: 30.0, Trigger.SCHEDULE: 3600.0}
+PEER_BACK_S = 3600.0
+"""So long a run waits for a Standby: at its beginning, and when it went away in the middle."""
+
+RETRY_S = 1.0
+FRUITLESS_MAX = 10
+"""Attempts at one dataset in a row that did not move its cursor."""
+
+STORE_EVERY_S = 2.0
+SUBJECTS_TOLD = 5
+
+EXIT_CODES = {Result.DONE: 0, Result.PARTIAL: 4}
+EXIT_FAILED = 1
+
+
+class Host(Protocol):
+    """The node, as a full backup sees it."""
+
+    @property
+    def role(self) -> Role | None:
+        """Now."""
+
+    @property
+    def epoch(self) -> Epoch:
+        """Of that role."""
+
+    def examined(self) -> dict[DatasetName, int]:
+        """The datasets in order of priority, and about how many objects each has."""
+
+    def examiner(self, name: DatasetName) -> Examiner:
+        """Raises Retryable where the dataset is not open now."""
+
+    async def replicated(self, name: DatasetName) -> None:
+        """The barrier of one dataset. Raises Retryable, or OperatorNeeded at a halt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """The state of the full backup for those who watch."""
+
+    running: bool
+    run: str = ""
+    depth: Depth = Depth.CONTENT
+    trigger: str = ""
+    phase: str = ""
+    dataset: str = ""
+    done: Done | None = None
+    tally: Examined = NOTHING
+    result: str = ""
+    exit_code: int = 0
+    reason: str = ""
+    elapsed_s: float = 0.0
+    next_unix_s: float | None = None
+    wire_bytes: int = 0
+
+
+class _Run:
+    """One run, and what an examiner may ask of it (``core.examine.Run``), for one dataset after the other."""
+
+    def __init__(self, owner: FullBackup, state: RunState, entry: RunId, expected: dict[DatasetName, int]) -> None:
+        self._owner = owner
+        self.state = state
+        self.entry = entry
+        self.began = time.monotonic()
+        self.phase = "comparing"
+        self.name = DatasetName("")
+        self.meter = Meter({str(name): objects for name, objects in expected.items()}, now=self.began)
+        for name, known in state.datasets.items():
+            if name in expected:
+                part = known.done or known.so_far
+                self.meter.resumed(
+                    name, objects=part.objects, content_bytes=part.content_bytes, over=known.done is not None
+                )
+        self.going = asyncio.Event()
+        self.going.set()
+        self.live = NOTHING  # of the examination that goes on now
+        self.before = NOTHING  # of the earlier parts of the same dataset
+        self.active_side = 0  # faults of this node: never repaired by us
+        self.subjects: list[str] = []
+        self.wire_before = owner.desk.wire_bytes
+        self._allowed_at = 0.0
+        self._stored_at = float("-inf")
+        self._equal_until: float | None = None
+
+    # ---- core.examine.Run
+
+    @property
+    def depth(self) -> Depth:
+        return self.state.depth
+
+    async def spend(self, content_bytes: int) -> None:
+        await self.going.wait()
+        rate = self._owner.settings.rate_mib_per_s * 1024 * 1024
+        if rate:
+            now = time.monotonic()
+            wait_s = self._allowed_at - now
+            self._allowed_at = max(self._allowed_at, now) + content_bytes / rate
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
+                await self.going.wait()
+
+    def advance(self, *, objects: int, content_bytes: int) -> None:
+        self.meter.advance(self.name, objects=objects, content_bytes=content_bytes, now=time.monotonic())
+        self.live = replace(
+            self.live, objects=self.live.objects + objects, content_bytes=self.live.content_bytes + content_bytes
+        )
+
+    def expect(self, *, objects: int, content_bytes: int) -> None:
+        self.meter.expect(self.name, objects=objects, content_bytes=content_bytes)
+
+    def found(self, finding: Finding) -> None:
+        live = self.live
+        unverified = finding.fault is Fault.UNVERIFIED
+        self.live = replace(
+            live,
+            differing=live.differing + (not unverified),
+            repaired=live.repaired + finding.repaired,
+            unverified=live.unverified + unverified,
+        )
+        self.active_side += finding.side is Side.ACTIVE and not finding.repaired
+        if len(self.subjects) < SUBJECTS_TOLD:
+            self.subjects.append(f"{finding.dataset}: {finding.subject} ({finding.fault.value})")
+        self._owner.runs.found(self.entry, finding)
+
+    async def replicated(self) -> None:
+        await self._owner.host.replicated(self.name)
+
+    @property
+    def cursor(self) -> bytes:
+        return bytes.fromhex(self.part.cursor)
+
+    async def reached(self, cursor: bytes) -> None:
+        self.put(replace(self.part, cursor=cursor.hex(), so_far=plus(self.before, self.live)))
+        now = time.monotonic()
+        if now - self._stored_at >= STORE_EVERY_S:
+            self._stored_at = now
+            await self._owner.store(self.state)
+
+    @property
+    def equal_until_unix_s(self) -> float | None:
+        return self._equal_until
+
+    # ---- for the runner
+
+    @property
+    def part(self) -> DatasetState:
+        """Where this run is in the present dataset."""
+        return self.state.datasets.get(self.name, DatasetState())
+
+    def put(self, part: DatasetState) -> None:
+        """Notes it."""
+        self.state = replace(self.state, datasets={**self.state.datasets, str(self.name): part})
+
+    def turn_to(self, name: DatasetName, *, equal_until_unix_s: float | None) -> None:
+        """The next examination."""
+        self.name = name
+        self._equal_until = equal_until_unix_s
+        self.live = NOTHING
+        self.before = self.part.so_far
+        if not self.part.begun_unix_s:
+            self.put(DatasetState(begun_unix_s=wall_clock()))
+
+    @property
+    def tally(self) -> Examined:
+        """Of all datasets so far."""
+        total = plus(self.before, self.live) if self.part.done is None else NOTHING
+        for name, part in self.state.datasets.items():
+            if part.done is not None:
+                total = plus(total, part.done)
+            elif name != self.name:
+                total = plus(total, part.so_far)
+        return total
+
+
+class FullBackup:
+    """See the module."""
+
+    def __init__(
+        self,
+        host: Host,
+        *,
+        desk: Desk,
+        memory: Memory,
+        runs: RunLog,
+        settings: BackupSettings,
+        report: Report,
+        peer: Callable[[], str],
+    ) -> None:
+        self.host = host
+        self.desk = desk
+        self.runs = runs
+        self.settings = settings
+        self._memory = memory
+        self._report = report
+        self._peer = peer
+        self._schedule = Schedule(settings.full) if settings.full else None
+        self._run: _Run | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._last = Standing(running=False)
+        self._why = ""  # it is being cancelled
+        self._changed = asyncio.Event()
+        self._next_unix_s: float | None = None
+        self._began = time.monotonic()
+        desk.begun_unix_s = memory.now.last_begun_unix_s
+
+    # ---- life
+
+    async def run(self) -> None:
+        """Until cancelled: starts what is due, goes on with what was interrupted, ends what may not go on."""
+        looked_at = float("-inf")
+        try:
+            while True:
+                if self.host.role is not Role.ACTIVE:
+                    self.desk.hang_up()
+                await self._end_of_role()
+                if self.host.role is Role.ACTIVE and self._task is None:
+                    await self._go_on()
+                    if time.monotonic() - looked_at >= SCHEDULE_LOOK_S:
+                        looked_at = time.monotonic()
+                        await self._look_at_schedule()
+                await asyncio.sleep(LOOK_S)
+        finally:
+            # The run is not over: it goes on when the engine is started again.
+            await self._stop_task()
+
+    async def _end_of_role(self) -> None:
+        run = self._run
+        if run is not None and (self.host.role, self.host.epoch) != (Role.ACTIVE, run.state.epoch):
+            await self.cancel("the role of this node changed")
+
+    async def _go_on(self) -> None:
+        left = self._memory.now.run
+        if left is None:
+            return
+        if left.epoch != self.host.epoch:
+            await self.store(None)
+            self._report("warning", "an interrupted full backup is not gone on with", {"reason": "another epoch"})
+            return
+        self._begin(left, reason="goes on where an interrupted run was")
+
+    async def _look_at_schedule(self) -> None:
+        if self._schedule is None:
+            return
+        zone = await asyncio.to_thread(local_zone)
+        now = dt.datetime.fromtimestamp(wall_clock(), zone)
+        last_unix_s = self._memory.now.last_begun_unix_s
+        if not last_unix_s:
+            # A node that never made one begins with the next night, not with its installation.
+            await self.noted(wall_clock())
+            last_unix_s = self._memory.now.last_begun_unix_s
+        last = dt.datetime.fromtimestamp(last_unix_s, zone)
+        following = self._schedule.next_after(max(last, now), zone)
+        self._next_unix_s = following.timestamp() if following else None
+        if self._schedule.due(last, now, zone) and time.monotonic() - self._began >= MAKE_UP_AFTER_S:
+            with contextlib.suppress(WrongState):
+                await self.start(self.settings_depth(), Trigger.SCHEDULE)
+
+    @staticmethod
+    def settings_depth() -> Depth:
+        """How far a scheduled run looks."""
+        return Depth.CONTENT
+
+    async def noted(self, unix_s: float) -> None:
+        """A full backup began at that time, here or on the other node."""
+        await asyncio.to_thread(self._memory.begun, unix_s)
+
+    async def store(self, state: RunState | None) -> None:
+        """Durable when it returns."""
+        await asyncio.to_thread(self._memory.store, replace(self._memory.now, run=state))
+
+    async def _stop_task(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    # ---- what an operator asks
+
+    async def start(self, depth: Depth, trigger: Trigger) -> bool:
+        """Begins a run; whether one was going on already, which is joined. Raises WrongState on a Standby."""
+        if self.host.role is not Role.ACTIVE:
+            raise WrongState(
+                "cannot make a full backup",
+                reason="this node is not the Active",
+                hint="on both nodes' cron: `ha-sync full-backup --if-active`",
+            )
+        if self._task is not None:
+            return True
+        begun = wall_clock()
+        state = RunState(depth=depth, trigger=trigger.value, epoch=self.host.epoch, begun_unix_s=begun)
+        self._begin(state, reason="")  # before any await: whoever comes next joins
+        return False
+
+    def _begin(self, state: RunState, *, reason: str) -> None:
+        trigger = Trigger(state.trigger)
+        entry = self.runs.begin(
+            Kind.FULL_BACKUP,
+            trigger,
+            now=time.monotonic(),
+            peer=self._peer(),
+            reason=reason,
+            facts={"verify": state.depth.value},
+        )
+        self._why = ""
+        self._run = run = _Run(self, state, entry, self.host.examined())
+        self._report(
+            "info", "full backup begins", {"run": entry, "trigger": trigger.value, "verify": state.depth.value}
+        )
+        self._task = asyncio.create_task(self._perform(run), name="full backup")
+        self._news()
+
+    async def pause(self) -> None:
+        """Holds the run before its next piece of reading."""
+        self._running("pause").going.clear()
+        self._news()
+
+    async def resume(self) -> None:
+        """Lets it go on."""
+        self._running("resume").going.set()
+        self._news()
+
+    async def cancel(self, why: str) -> None:
+        """Ends the run; what it repaired stays so."""
+        self._running("cancel")
+        self._why = why
+        task = self._task
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    def _running(self, what: str) -> _Run:
+        if self._run is None or self._task is None:
+            raise WrongState(f"cannot {what} the full backup", reason="none is going on")
+        return self._run
+
+    # ---- performing
+
+    async def _perform(self, run: _Run) -> None:
+        result, reason = Result.FAILED, "internal error"
+        unreachable = False
+        try:
+            await self.noted(run.state.begun_unix_s)
+            await self.store(run.state)
+            await self._await_peer(run, PEER_WAIT_S[Trigger(run.state.trigger)])
+            await self.desk.announce(run.state.begun_unix_s)
+            for name in self.host.examined():
+                await self._examine(run, name)
+            result, reason = self._verdict(run)
+        except asyncio.CancelledError:
+            if not self._why:
+                raise  # the engine ends: the run goes on when it is started again
+            result, reason = Result.CANCELLED, self._why
+        except PeerUnreachable as error:
+            reason, unreachable = error.sentence(), True
+        except HaSyncError as error:
+            reason = error.sentence()
+        except Exception as error:  # a bug here must not end the engine; it is reported
+            log.exception("full backup failed")
+            reason = f"internal error: {error!r}"
+        self._run, self._task = None, None
+        code = PeerUnreachable.exit_code if unreachable else EXIT_CODES.get(result, EXIT_FAILED)
+        self._finish(run, result, reason, code)
+        await self.store(None)
+
+    def _verdict(self, run: _Run) -> tuple[Result, str]:
+        tally = run.tally
+        left = tally.differing - tally.repaired
+        said = []
+        if run.state.troubled:
+            said.append("not examined: " + ", ".join(run.state.troubled))
+        if run.active_side:
+            said.append(f"{run.active_side} damaged on the active")
+        if left:
+            said.append(f"{left} differ still")
+        if tally.unverified:
+            said.append(f"{tally.unverified} not verified")
+        return (Result.PARTIAL, "; ".join(said)) if said else (Result.DONE, "")
+
+    def _finish(self, run: _Run, result: Result, reason: str, exit_code: int) -> None:
+        tally = run.tally
+        facts = {"verify": run.depth.value, "in_motion": tally.in_motion}
+        self.runs.end(
+            run.entry,
+            result,
+            now=time.monotonic(),
+            tally=Tally(
+                objects=tally.objects,
+                differing=tally.differing,
+                repaired=tally.repaired,
+                unverified=tally.unverified,
+                bytes_read=tally.content_bytes,
+                bytes_sent=self.desk.wire_bytes - run.wire_before,
+            ),
+            error=reason if result is not Result.CANCELLED else "",
+            reason=reason if result is Result.CANCELLED else "",
+            facts=facts,
+        )
+        self._last = self._standing_of(run, running=False, result=result, reason=reason, exit_code=exit_code)
+        severity = "error" if result in {Result.FAILED, Result.PARTIAL} or tally.differing else "info"
+        fields: dict[str, object] = {
+            "run": run.entry, "result": result.value, "objects": tally.objects, "differing": tally.differing,
+            "repaired": tally.repaired, "unverified": tally.unverified,
+        }  # fmt: skip
+        if reason:
+            fields["reason"] = reason
+        if run.subjects:
+            fields["found"] = "; ".join(run.subjects)
+        self._report(severity, "full backup ended", fields)
+        self._news()
+
+    async def _await_peer(self, run: _Run, within_s: float) -> None:
+        if self.desk.connected:
+            return
+        run.phase = "waiting for the standby"
+        self._news()
+        if not await self.desk.until_connected(within_s):
+            raise PeerUnreachable(
+                "cannot make a full backup",
+                reason=f"no standby answered within {within_s:g} s",
+                hint="`ha-sync status`",
+            )
+        run.phase = "comparing"
+
+    async def _examine(self, run: _Run, name: DatasetName) -> None:
+        """One dataset, again and again until it is done or in vain."""
+        known = run.state.datasets.get(name)
+        if (known is not None and known.done is not None) or name in run.state.troubled:
+            return
+        equal_until = await asyncio.to_thread(self.runs.last_equal, name)
+        peer: Peer = self.desk.peer(name)
+        fruitless = 0
+        while True:
+            run.turn_to(name, equal_until_unix_s=equal_until)
+            before = run.part.cursor
+            self._news()
+            try:
+                examined = await self.host.examiner(name).examine(peer, run)
+            except Retryable as error:
+                fruitless = 0 if run.part.cursor != before else fruitless + 1
+                if fruitless >= FRUITLESS_MAX:
+                    await self._trouble(run, name, error)
+                    return
+                await self.store(run.state)
+                await asyncio.sleep(RETRY_S)
+                await self._await_peer(run, PEER_BACK_S)
+            except HaSyncError as error:
+                await self._trouble(run, name, error)
+                return
+            else:
+                await self._over(run, name, examined)
+                return
+
+    async def _over(self, run: _Run, name: DatasetName, examined: Examined) -> None:
+        total = plus(run.before, examined)
+        run.put(replace(run.part, done=total))
+        run.live = NOTHING
+        run.meter.over(name)
+        clean = total.differing == total.repaired and not total.unverified
+        if clean and run.depth is Depth.CONTENT:
+            self.runs.equal(run.entry, name, run.part.begun_unix_s)
+        await self.store(run.state)
+        self._news()
+
+    async def _trouble(self, run: _Run, name: DatasetName, error: HaSyncError) -> None:
+        run.found(Finding(dataset=name, subject="", fault=Fault.UNVERIFIED, side=Side.ACTIVE, detail=error.sentence()))
+        run.put(replace(run.part, so_far=plus(run.before, run.live)))
+        run.live = NOTHING
+        run.state = replace(run.state, troubled=(*run.state.troubled, str(name)))
+        await self.store(run.state)
+
+    # ---- watching
+
+    def standing(self) -> Standing:
+        """How it is now."""
+        run = self._run
+        if run is None:
+            return replace(self._last, next_unix_s=self._next_unix_s)
+        return self._standing_of(run, running=True)
+
+    def _standing_of(
+        self, run: _Run, *, running: bool, result: Result | None = None, reason: str = "", exit_code: int = 0
+    ) -> Standing:
+        now = time.monotonic()
+        done = run.meter.done(now=now)
+        if result in {Result.DONE, Result.PARTIAL}:
+            done = replace(done, percent=100.0, left_s=None)
+        return Standing(
+            running=running,
+            run=run.entry,
+            depth=run.depth,
+            trigger=run.state.trigger,
+            phase=(run.phase if run.going.is_set() else "paused") if running else "",
+            dataset=run.name if running else "",
+            done=done,
+            tally=run.tally,
+            result=result.value if result else "",
+            exit_code=exit_code,
+            reason=reason,
+            elapsed_s=now - run.began,
+            next_unix_s=self._next_unix_s,
+            wire_bytes=self.desk.wire_bytes - run.wire_before,
+        )
+
+    @property
+    def running(self) -> bool:
+        """Whether one goes on."""
+        return self._run is not None
+
+    def _news(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def watch(self, run: str, *, every_s: float = LOOK_S) -> AsyncIterator[Standing]:
+        """The state again and again; with ``run`` until that one is over."""
+        while True:
+            changed = self._changed
+            now = self.standing()
+            yield now
+            if run and (not now.running or now.run != run):
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(every_s):
+                    await changed.wait()
