@@ -1549,3 +1549,349 @@ class PackageRestored(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PackageRestored: _TypeAlias = PackageRestored  # noqa: Y015
+
+@_typing.final
+class ListDivergencesRequest(_message.Message):
+    """---- divergence"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDivergencesRequest: _TypeAlias = ListDivergencesRequest  # noqa: Y015
+
+@_typing.final
+class ListDivergencesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARCHIVES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def archives(self) -> _containers.RepeatedCompositeFieldContainer[Global___DivergenceArchive]:
+        """of this node, oldest first"""
+
+    def __init__(
+        self,
+        *,
+        archives: _abc.Iterable[Global___DivergenceArchive] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archives", b"archives"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDivergencesResponse: _TypeAlias = ListDivergencesResponse  # noqa: Y015
+
+@_typing.final
+class DivergenceArchive(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class CountsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ID_FIELD_NUMBER: _builtins.int
+    DATASET_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    SAVED_UNIX_S_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    FOLDER_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    MERGEABLE_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_NAMES_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
+    ADDED_FIELD_NUMBER: _builtins.int
+    PRESENT_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """the epoch in which this node was Active"""
+    dataset: _builtins.str
+    kind: _builtins.str
+    """rows | pages | tree"""
+    priority: _builtins.str
+    epoch: _builtins.int
+    saved_unix_s: _builtins.float
+    path: _builtins.str
+    """of the dataset"""
+    folder: _builtins.str
+    """of the archive"""
+    state: _builtins.str
+    """kept | partial | merged"""
+    mergeable: _builtins.bool
+    """call records, voicemail, recordings; all else is for a person"""
+    waiting: _builtins.str
+    """why it is not merged yet"""
+    bytes: _builtins.int
+    left_out: _builtins.int
+    """had no room, or could not be read"""
+    trouble: _builtins.str
+    added: _builtins.int
+    present: _builtins.int
+    left: _builtins.int
+    """for a person to decide"""
+    @_builtins.property
+    def counts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
+    @_builtins.property
+    def left_out_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        dataset: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        priority: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        saved_unix_s: _builtins.float = ...,
+        path: _builtins.str = ...,
+        folder: _builtins.str = ...,
+        state: _builtins.str = ...,
+        mergeable: _builtins.bool = ...,
+        waiting: _builtins.str = ...,
+        counts: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        bytes: _builtins.int = ...,
+        left_out: _builtins.int = ...,
+        left_out_names: _abc.Iterable[_builtins.str] | None = ...,
+        trouble: _builtins.str = ...,
+        added: _builtins.int = ...,
+        present: _builtins.int = ...,
+        left: _builtins.int = ...,
+        reasons: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "bytes", b"bytes", "counts", b"counts", "dataset", b"dataset", "epoch", b"epoch", "folder", b"folder", "id", b"id", "kind", b"kind", "left", b"left", "left_out", b"left_out", "left_out_names", b"left_out_names", "mergeable", b"mergeable", "path", b"path", "present", b"present", "priority", b"priority", "reasons", b"reasons", "saved_unix_s", b"saved_unix_s", "state", b"state", "trouble", b"trouble", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DivergenceArchive: _TypeAlias = DivergenceArchive  # noqa: Y015
+
+@_typing.final
+class ShowDivergenceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    DATASET_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    dataset: _builtins.str
+    """empty: all of the archive"""
+    limit: _builtins.int
+    """differences of each dataset; 0: 1000"""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        dataset: _builtins.str = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "id", b"id", "limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShowDivergenceRequest: _TypeAlias = ShowDivergenceRequest  # noqa: Y015
+
+@_typing.final
+class ShowDivergenceResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARCHIVES_FIELD_NUMBER: _builtins.int
+    DIFFERENCES_FIELD_NUMBER: _builtins.int
+    CUT_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    cut: _builtins.bool
+    """there are more"""
+    @_builtins.property
+    def archives(self) -> _containers.RepeatedCompositeFieldContainer[Global___DivergenceArchive]: ...
+    @_builtins.property
+    def differences(self) -> _containers.RepeatedCompositeFieldContainer[Global___DivergenceLine]: ...
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """what could not be compared, and why"""
+
+    def __init__(
+        self,
+        *,
+        archives: _abc.Iterable[Global___DivergenceArchive] | None = ...,
+        differences: _abc.Iterable[Global___DivergenceLine] | None = ...,
+        cut: _builtins.bool = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archives", b"archives", "cut", b"cut", "differences", b"differences", "notes", b"notes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShowDivergenceResponse: _TypeAlias = ShowDivergenceResponse  # noqa: Y015
+
+@_typing.final
+class DivergenceLine(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: _builtins.int
+    WHAT_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    COLUMN_FIELD_NUMBER: _builtins.int
+    OLD_FIELD_NUMBER: _builtins.int
+    NEW_FIELD_NUMBER: _builtins.int
+    KEPT_AT_FIELD_NUMBER: _builtins.int
+    dataset: _builtins.str
+    what: _builtins.str
+    """changed | new | deleted | record | metadata"""
+    table: _builtins.str
+    """of a database"""
+    key: _builtins.str
+    """of the row; the path of a file"""
+    column: _builtins.str
+    old: _builtins.str
+    """as it is on this node now: on a Standby that is what the Active has"""
+    new: _builtins.str
+    """as the former Active had it"""
+    kept_at: _builtins.str
+    """where the content of a file lies"""
+    def __init__(
+        self,
+        *,
+        dataset: _builtins.str = ...,
+        what: _builtins.str = ...,
+        table: _builtins.str = ...,
+        key: _builtins.str = ...,
+        column: _builtins.str = ...,
+        old: _builtins.str = ...,
+        new: _builtins.str = ...,
+        kept_at: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["column", b"column", "dataset", b"dataset", "kept_at", b"kept_at", "key", b"key", "new", b"new", "old", b"old", "table", b"table", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DivergenceLine: _TypeAlias = DivergenceLine  # noqa: Y015
+
+@_typing.final
+class MergeDivergenceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    DATASET_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    dataset: _builtins.str
+    force: _builtins.bool
+    """although a program that could be harmed has the database open"""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        dataset: _builtins.str = ...,
+        force: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "force", b"force", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MergeDivergenceRequest: _TypeAlias = MergeDivergenceRequest  # noqa: Y015
+
+@_typing.final
+class MergeDivergenceResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARCHIVES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def archives(self) -> _containers.RepeatedCompositeFieldContainer[Global___DivergenceArchive]:
+        """as they are now"""
+
+    def __init__(
+        self,
+        *,
+        archives: _abc.Iterable[Global___DivergenceArchive] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archives", b"archives"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MergeDivergenceResponse: _TypeAlias = MergeDivergenceResponse  # noqa: Y015
+
+@_typing.final
+class DiscardDivergenceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    DATASET_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    dataset: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        dataset: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiscardDivergenceRequest: _TypeAlias = DiscardDivergenceRequest  # noqa: Y015
+
+@_typing.final
+class DiscardDivergenceResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARCHIVES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def archives(self) -> _containers.RepeatedCompositeFieldContainer[Global___DivergenceArchive]:
+        """that are gone now"""
+
+    def __init__(
+        self,
+        *,
+        archives: _abc.Iterable[Global___DivergenceArchive] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archives", b"archives"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiscardDivergenceResponse: _TypeAlias = DiscardDivergenceResponse  # noqa: Y015

@@ -119,6 +119,26 @@ class ControlServiceStub:
                 request_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.RestorePackageRequest.SerializeToString,
                 response_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.PackageProgress.FromString,
                 _registered_method=True)
+        self.ListDivergences = channel.unary_unary(
+                '/ha_proto.sync.v1.ControlService/ListDivergences',
+                request_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.ListDivergencesRequest.SerializeToString,
+                response_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.ListDivergencesResponse.FromString,
+                _registered_method=True)
+        self.ShowDivergence = channel.unary_unary(
+                '/ha_proto.sync.v1.ControlService/ShowDivergence',
+                request_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.ShowDivergenceRequest.SerializeToString,
+                response_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.ShowDivergenceResponse.FromString,
+                _registered_method=True)
+        self.MergeDivergence = channel.unary_unary(
+                '/ha_proto.sync.v1.ControlService/MergeDivergence',
+                request_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.MergeDivergenceRequest.SerializeToString,
+                response_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.MergeDivergenceResponse.FromString,
+                _registered_method=True)
+        self.DiscardDivergence = channel.unary_unary(
+                '/ha_proto.sync.v1.ControlService/DiscardDivergence',
+                request_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.DiscardDivergenceRequest.SerializeToString,
+                response_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.DiscardDivergenceResponse.FromString,
+                _registered_method=True)
 
 
 class ControlServiceServicer:
@@ -234,6 +254,31 @@ class ControlServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDivergences(self, request, context):
+        """What this node wrote as Active and the other never got.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ShowDivergence(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MergeDivergence(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DiscardDivergence(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -321,6 +366,26 @@ def add_ControlServiceServicer_to_server(servicer, server):
                     servicer.RestorePackage,
                     request_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.RestorePackageRequest.FromString,
                     response_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.PackageProgress.SerializeToString,
+            ),
+            'ListDivergences': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDivergences,
+                    request_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.ListDivergencesRequest.FromString,
+                    response_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.ListDivergencesResponse.SerializeToString,
+            ),
+            'ShowDivergence': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShowDivergence,
+                    request_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.ShowDivergenceRequest.FromString,
+                    response_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.ShowDivergenceResponse.SerializeToString,
+            ),
+            'MergeDivergence': grpc.unary_unary_rpc_method_handler(
+                    servicer.MergeDivergence,
+                    request_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.MergeDivergenceRequest.FromString,
+                    response_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.MergeDivergenceResponse.SerializeToString,
+            ),
+            'DiscardDivergence': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiscardDivergence,
+                    request_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.DiscardDivergenceRequest.FromString,
+                    response_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.DiscardDivergenceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -782,6 +847,114 @@ class ControlService:
             '/ha_proto.sync.v1.ControlService/RestorePackage',
             ha__proto_dot_sync_dot_v1_dot_control__pb2.RestorePackageRequest.SerializeToString,
             ha__proto_dot_sync_dot_v1_dot_control__pb2.PackageProgress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDivergences(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ha_proto.sync.v1.ControlService/ListDivergences',
+            ha__proto_dot_sync_dot_v1_dot_control__pb2.ListDivergencesRequest.SerializeToString,
+            ha__proto_dot_sync_dot_v1_dot_control__pb2.ListDivergencesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShowDivergence(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ha_proto.sync.v1.ControlService/ShowDivergence',
+            ha__proto_dot_sync_dot_v1_dot_control__pb2.ShowDivergenceRequest.SerializeToString,
+            ha__proto_dot_sync_dot_v1_dot_control__pb2.ShowDivergenceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MergeDivergence(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ha_proto.sync.v1.ControlService/MergeDivergence',
+            ha__proto_dot_sync_dot_v1_dot_control__pb2.MergeDivergenceRequest.SerializeToString,
+            ha__proto_dot_sync_dot_v1_dot_control__pb2.MergeDivergenceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiscardDivergence(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ha_proto.sync.v1.ControlService/DiscardDivergence',
+            ha__proto_dot_sync_dot_v1_dot_control__pb2.DiscardDivergenceRequest.SerializeToString,
+            ha__proto_dot_sync_dot_v1_dot_control__pb2.DiscardDivergenceResponse.FromString,
             options,
             channel_credentials,
             insecure,
