@@ -503,20 +503,17 @@ class RowsNoticed(_message.Message):
 
     NUMBER_FIELD_NUMBER: _builtins.int
     WHAT_FIELD_NUMBER: _builtins.int
-    AT_UNIX_S_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     what: _builtins.str
-    at_unix_s: _builtins.float
     def __init__(
         self,
         *,
         number: _builtins.int = ...,
         what: _builtins.str = ...,
-        at_unix_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_unix_s", b"at_unix_s", "number", b"number", "what", b"what"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "what", b"what"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
