@@ -192,6 +192,11 @@ def test_all_faults_are_told_together_in_the_order_of_the_file(tmp_path: Path) -
         ('[node]\nlisten = "1.2.3.400:1"\n', "node.listen", "address or a host name"),
         ('[node]\nlisten = "fd00::1:1"\n', "node.listen", "around IPv6"),
         ('[node]\nlisten = "a:1"\npeer = "a:1"\n', "node.peer", "other node"),
+        ('[node]\nlisten = ["a:1", "b:1"]\npeer = ["c:1", "b:1"]\n', "node.peer", "other node"),
+        ('[node]\nlisten = ["a:1", "b:2"]\n', "node.listen", "one port"),
+        ('[node]\nlisten = ["a:0", "b:0"]\n', "node.listen", "one port"),
+        ('[node]\nlisten = ["a:1", "a:1"]\n', "node.listen", "twice"),
+        ('[node]\npeer = ["a:1", 2]\n', "node.peer", "list of strings"),
         ('[node]\npeer = "b:0"\n', "node.peer", "from 1 to 65535"),
         ('[node]\nactive_at = "x\'y"\n', "node.active_at", "192.168.129.53"),
         ('[node]\nstate_dir = "var"\n', "node.state_dir", "absolute path"),
@@ -303,6 +308,15 @@ def test_a_file_that_is_not_there_is_a_fault_with_a_remedy(tmp_path: Path) -> No
         load(str(tmp_path / "none.toml"))
     with pytest.raises(ConfigFault, match="directory"):
         load(str(tmp_path))
+
+
+@pytest.mark.req("R10")
+def test_listen_and_peer_may_be_several_addresses_in_order(tmp_path: Path) -> None:
+    text = '[node]\nlisten = ["10.77.0.1:9527", "[fd77::1]:9527"]\npeer = ["169.254.9.2:9527", "10.77.0.2:9527"]\n'
+    (tmp_path / "sync.toml").write_text(text)
+    node = load(str(tmp_path / "sync.toml")).node
+    assert node.listen == ("10.77.0.1:9527", "[fd77::1]:9527")
+    assert node.peer == ("169.254.9.2:9527", "10.77.0.2:9527")
 
 
 def test_the_node_is_found_in_a_file_whose_datasets_are_wrong(tmp_path: Path) -> None:
