@@ -20,6 +20,7 @@ from ha_sync.errors import ConfigFault, WrongState
 from ha_sync.logs.events import Event, EventLog
 from ha_sync.node import DatasetStatus, Node
 from ha_sync.pairing.keyring import Keyring
+from ha_sync.service.full_backup import FullBackups
 from ha_sync.service.logbook import Logbook, list_findings, list_runs
 from ha_sync.service.peer import PeerLink, PeerWatch
 from ha_sync.service.status_map import Context, streaming, unary
@@ -41,6 +42,7 @@ class Parts:
     watch: PeerWatch
     events: EventLog
     logbook: Logbook
+    full_backups: FullBackups
     began: float  # monotonic
     by_hand: bool  # the role is given by hand, not by an agent
 
@@ -151,6 +153,28 @@ class ControlServicer(control_pb2_grpc.ControlServiceServicer):
         async for record in list_findings(self._parts.logbook, request):
             yield record
 
+    @unary
+    async def StartFullBackup(
+        self, request: pb.StartFullBackupRequest, _context: Context
+    ) -> pb.StartFullBackupResponse:
+        """Begins a full backup, or joins the one that goes on."""
+        return await self._parts.full_backups.start(request)
+
+    @streaming
+    async def WatchFullBackup(
+        self, request: pb.WatchFullBackupRequest, _context: Context
+    ) -> AsyncIterator[pb.FullBackupProgress]:
+        """Its progress."""
+        async for progress in self._parts.full_backups.watch(request):
+            yield progress
+
+    @unary
+    async def ControlFullBackup(
+        self, request: pb.ControlFullBackupRequest, _context: Context
+    ) -> pb.ControlFullBackupResponse:
+        """Pause, resume, cancel."""
+        return await self._parts.full_backups.control(request)
+
     # ---- status
 
     def _status(self) -> pb.Status:
@@ -178,8 +202,8 @@ class ControlServicer(control_pb2_grpc.ControlServiceServicer):
             datasets=[_dataset(item, path=parts.link.path_name(item.peer_at)) for item in datasets],
             certificate_expires=_iso(identity.ends_unix_s) if identity else "",
             notices=parts.node.settings.notices,
+            full_backup=parts.full_backups.progress(),
         )
-
 
     def _paths(self, datasets: list[DatasetStatus]) -> list[pb.PeerPath]:
         hosts = {host_of(item.peer_at) for item in datasets}
