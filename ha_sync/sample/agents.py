@@ -136,7 +136,10 @@ class HaPair:
 
     def __init__(self, directory: str, scenes: tuple[Scene, Scene], *, seed: int, calls: int) -> None:
         self._directory = directory
-        self.engines = LocalPair(directory, _sync_toml, hosts=(scenes[0].host, scenes[1].host))
+        paths = dict(zip("ab", (scene.ha.paths for scene in scenes), strict=True))
+        self.engines = LocalPair(
+            directory, lambda place: _sync_toml(place, paths[place.name]), hosts=(scenes[0].host, scenes[1].host)
+        )
         nodes = [
             _make_node(directory, engine, scene, seed=seed, calls=calls)
             for engine, scene in zip((self.engines.a, self.engines.b), scenes, strict=True)
@@ -250,12 +253,14 @@ def _make_node(directory: str, engine: LocalNode, scene: Scene, *, seed: int, ca
     )
 
 
-def _sync_toml(place: Place) -> str:
+def _sync_toml(place: Place, paths: tuple[tuple[str, str, str], ...]) -> str:
+    """The engine listens at its end of each path: the stream goes by any of them."""
+    port = place.listen.rpartition(":")[2]
     return sync_toml(
         root=place.root,
         state_dir=place.state_dir,
         run_dir=place.run_dir,
-        listen=place.listen,
+        listen=[f"{own}:{port}" for _, own, _ in paths],
         peer=place.peer,
         name=place.name,
     )

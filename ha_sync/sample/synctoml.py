@@ -13,10 +13,23 @@ CDR_BUSY_TIMEOUT_MS = 1000  # what cdr_sqlite3_custom and cel_sqlite3_custom set
 
 
 def sync_toml(
-    *, root: str, state_dir: str, run_dir: str, listen: str, peer: str = "", name: str = "", active_at: str = ""
+    *,
+    root: str,
+    state_dir: str,
+    run_dir: str,
+    listen: str | list[str],
+    peer: str = "",
+    name: str = "",
+    active_at: str = "",
 ) -> str:
     """The text of the file. ``root`` is the node's own copy of the tree; paths must be absolute."""
-    node = {"name": name, "state_dir": state_dir, "run_dir": run_dir, "listen": listen, "peer": peer}
+    node: dict[str, str | list[str]] = {
+        "name": name,
+        "state_dir": state_dir,
+        "run_dir": run_dir,
+        "listen": listen,
+        "peer": peer,
+    }
     node["active_at"] = active_at
     lines = ["[node]", *(f"{key} = {json.dumps(value)}" for key, value in node.items() if value), ""]
     lines += ["[stream]", 'compression = "auto"', ""]
