@@ -36,10 +36,11 @@ def create_ranges(db: apsw.Connection, schema: str, key_columns: int) -> None:
 
 def add_range(db: apsw.Connection, bounds: str, table: str, upto: Key | None, found: Digest | None = None) -> int:
     """Enters one range, or only its upper end, and returns its number."""
-    columns, places, values = "tbl", "?", (table,)
+    columns, places = "tbl", "?"
+    values: tuple[int | float | str | bytes | None, ...] = (table,)
     if found is not None:
         columns, places = "tbl, rows, bytes, hash", "?, ?, ?, ?"
-        values += (found.rows, found.bytes, found.hash)
+        values += (found.rows, found.size, found.hash)
     if upto is not None:
         ends, bindings = bound(upto)
         columns += "".join(f", k{i}" for i in range(len(upto)))

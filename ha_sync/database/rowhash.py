@@ -5,7 +5,7 @@ its bits, in the order of the keys, so different rows give different images. Equ
 pages are filled in the same way by the same SQLite; where they did not, only time would be lost: ranges that differ are
 looked at again by smaller ones, at last row by row, and what is sent without need changes nothing.
 
-An image is built in pieces, so that its memory is bounded by ``bytes_max`` and one piece. It stands in a savepoint that
+An image is built in pieces, so that its memory is bounded by ``size_max`` and one piece. It stands in a savepoint that
 is rolled back: a hasher works inside a transaction of the caller's, and else it is one read transaction for each hash.
 Sizes in bytes; those of images are whole pages.
 """
@@ -41,7 +41,7 @@ class Digest:
     """What stands in one range."""
 
     rows: int
-    bytes: int  # of the image
+    size: int  # of the image
     hash: bytes
     whole: bool  # False: there are more rows than were asked for, or larger ones; the hash is of the first
 
@@ -93,11 +93,11 @@ class Hasher:
             run(self._db, "DROP TABLE sum.r")
         # Else the caller's transaction may have gone, and the attached database follows it.
 
-    def digest(self, span: Span, *, rows_max: int = ROWS_ALL, bytes_max: int = ROWS_ALL) -> Digest:
+    def digest(self, span: Span, *, rows_max: int = ROWS_ALL, size_max: int = ROWS_ALL) -> Digest:
         """The rows of ``span``; where there are more than the maxima, of the first ones."""
         with self._image():
-            rows, _ = self._fill(span, rows_max + 1, bytes_max)
-            return self._digest(rows, whole=rows <= rows_max and self._bytes() <= bytes_max)
+            rows, _ = self._fill(span, rows_max + 1, size_max)
+            return self._digest(rows, whole=rows <= rows_max and self._bytes() <= size_max)
 
     def next(self, after: Key | None, rows: int) -> tuple[Digest, Key | None]:
         """The next ``rows`` rows, or fewer large ones, and the last one's key; None where the table ends."""
@@ -128,7 +128,7 @@ class Hasher:
                 run(self._db, "ROLLBACK TO _ha_image")
                 run(self._db, "RELEASE _ha_image")
 
-    def _fill(self, span: Span, rows_max: int, bytes_max: int) -> tuple[int, bool]:
+    def _fill(self, span: Span, rows_max: int, size_max: int) -> tuple[int, bool]:
         """Puts rows into the image. How many, and whether a maximum ended it."""
         condition, bindings = self._within(span)
         rows = 0
@@ -141,7 +141,7 @@ class Hasher:
                 return rows, False
             filled = self._bytes()
             self._piece = min(max(1, PIECE_BYTES * rows // filled), PIECE_ROWS)
-            if rows >= rows_max or filled > bytes_max:
+            if rows >= rows_max or filled > size_max:
                 return rows, True
             # Named by its value: a query that reads the image would be put aside first, as a whole.
             condition, bindings = self._within(replace(span, after=self._last_key()))
@@ -150,7 +150,7 @@ class Hasher:
         content = self._db.serialize("sum")
         # The first page tells of the library and of the file, not of the rows.
         return Digest(
-            rows=rows, bytes=len(content), hash=xxhash.xxh3_128_digest(memoryview(content)[PAGE:]), whole=whole
+            rows=rows, size=len(content), hash=xxhash.xxh3_128_digest(memoryview(content)[PAGE:]), whole=whole
         )
 
     def _bytes(self) -> int:

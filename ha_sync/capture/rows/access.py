@@ -19,6 +19,7 @@ from ha_sync.database import connection
 from ha_sync.database.connection import one, open_active, tuned
 from ha_sync.database.image import remove_file
 from ha_sync.database.snapshot import Snapshot
+from ha_sync.errors import Retryable
 
 HOLD_MAX_S = 0.005
 LOOK_EVERY_STEPS = 500  # virtual machine steps between two looks at the clock
@@ -76,6 +77,13 @@ class Access:
         finally:
             if self._kept is None:
                 db.close()
+
+    def copy(self, target: str) -> None:
+        """Writes a lock-free copy to ``target``, for one who reads it elsewhere. Raises ``Retryable``."""
+        if self._kept is not None:
+            raise Retryable("cannot copy the database", subject=self._path, reason="it has a write-ahead log by now")
+        self._snapshot(self._path, target)
+        self.copies += 1
 
     def close(self) -> None:
         """Lets go of the database, without a checkpoint."""

@@ -11,6 +11,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -18,6 +19,7 @@ from typing import TypeVar
 import apsw
 
 from ha_sync.capture.rows.access import Access
+from ha_sync.capture.rows.again import asked_again, collect_again
 from ha_sync.capture.rows.collect import Collector
 from ha_sync.capture.rows.compare import Inventory, collect_differences
 from ha_sync.capture.rows.journal import EVERYTHING, Identity, Journal, digest
@@ -34,6 +36,7 @@ from ha_sync.database.ranges import table_digest
 from ha_sync.database.rowhash import hashing
 from ha_sync.database.schema import Keyed, Schema, Table, read_schema, unknown_to_us
 from ha_sync.database.snapshot import Snapshot
+from ha_sync.database.spans import objects_of
 from ha_sync.database.triggers import (
     captured_tables,
     guards_present,
@@ -124,6 +127,8 @@ class Capture:
         self._logging = False  # the log stands in the database, as of the schema that we know
         self._blocked = ""  # who keeps us from installing triggers
         self._untracked: frozenset[str] = frozenset()
+        self._tracked: frozenset[str] = frozenset()
+        self._put_back: set[str] = set()
         self._digests: dict[str, bytes] = {}
         self._look_again_at = 0.0
         self._install_again_at = 0.0
@@ -226,6 +231,30 @@ class Capture:
             tables |= self._usable(self._schema)
         self.journal.mark(self.logged, tables)
 
+    def send_again(self, objects: tuple[bytes, ...]) -> None:
+        """The full backup found that the Standby lacks these (``RowsObjects``)."""
+        spans = []
+        marks = set()
+        for data in objects:
+            message = objects_of(data)
+            if message.spans:
+                spans.append(data)
+            else:
+                marks.add(message.table or EVERYTHING)
+        if marks:
+            self.journal.mark(self.logged, frozenset(marks))
+        if spans:
+            self.journal.ask_again(self.logged, tuple(spans))
+
+    def put_back(self) -> tuple[str, ...]:
+        """Tables whose triggers somebody removed and that have them again, since the last call."""
+        found, self._put_back = tuple(sorted(self._put_back)), set()
+        return found
+
+    def copy(self, target: str) -> None:
+        """A lock-free copy of the database for the full backup. Raises ``Retryable`` where none can be had."""
+        self._access.copy(target)
+
     def save_if_moved(self) -> None:
         """Saves what was noticed and acknowledged since the last time."""
         if self.journal.moved:
@@ -318,8 +347,11 @@ class Capture:
             self.journal.begin(self._epoch, found.identity)
         usable = self._usable(found.schema)
         if not self.unusable and usable - found.complete:
+            lost = self._same_tables(found.schema) & self._tracked - found.complete
             found = self._install(found)
+            self._put_back |= lost & found.complete
             usable = self._usable(found.schema)
+        self._tracked = usable & found.complete
         self._blocked = self._blocked if usable - found.complete else ""
         self._untracked = frozenset() if self.unusable else usable - found.complete
         self._digests = {n: d for n, d in self._digests.items() if n in self._untracked}
@@ -357,6 +389,10 @@ class Capture:
 
     def _usable(self, schema: Schema) -> frozenset[str]:
         return frozenset(name for name in schema.tables if not self._locality.is_local_table(name))
+
+    def _same_tables(self, schema: Schema) -> frozenset[str]:
+        """The tables whose SQL is the known one."""
+        return frozenset(n for n, table in schema.tables.items() if self.journal.tables.get(n) == digest(table.sql))
 
     def _moved(self, db: apsw.Connection, schema: Schema, complete: frozenset[str]) -> frozenset[str]:
         """The marks that a change of the schema needs: a table travels whole where the log cannot vouch for it."""
@@ -435,7 +471,11 @@ class Capture:
         self, db: apsw.Connection, spill: str | None, collect: Collect, inventory: Inventory | None
     ) -> Batch | None:
         builder = ImageBuilder(db, spill)
-        beside = inventory.attached(db) if inventory is not None else contextlib.nullcontext()
+        beside: AbstractContextManager[None] = contextlib.nullcontext()
+        if inventory is not None:
+            beside = inventory.attached(db)
+        elif self.journal.again and self._schema is not None:
+            beside = asked_again(db, max((len(t.key) for t in self._schema.tables.values()), default=1))
         with beside:
             return self._built(db, builder, collect, in_file=spill is not None)
 
@@ -479,12 +519,14 @@ class Capture:
             raise _TooLarge
         for name in sorted(whole & c.schema.tables.keys()):
             c.whole(c.schema.tables[name])
+        collect_again(c, self.journal.again_after(after), without=whole)
         if logging:
             c.changes(logged_after, without=whole)
         self.logged, self._facts = logged, facts
         self.journal.noticed(logged)
         objects = c.schema.objects if EVERYTHING in whole else None
-        head = Head(parts=tuple(c.builder.parts), facts=facts if facts != sent else None, objects=objects)
+        told = facts if facts != sent or EVERYTHING in whole else None
+        head = Head(parts=tuple(c.builder.parts), facts=told, objects=objects)
         position = self.journal.position(logged)
         if not head.parts and head.facts is None and head.objects is None:
             return position, None, facts

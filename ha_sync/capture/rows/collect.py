@@ -66,6 +66,12 @@ class Collector:
                 bindings,
             )
 
+    def keys(self, table: Table, listed: str, place: int) -> None:
+        """The rows of the keys that stand in ``listed`` under ``place``."""
+        part = Part(table=table.name, keyed=table.keyed, key=table.key, columns=table.shipped, gone=True)
+        n = self.builder.begin_part(part)
+        self._rows_of(n, table, f"FROM {listed} AS {_LOGGED} WHERE {_LOGGED}.tbl = ?1", (place,))
+
     def _span(self, target: str, table: Table, after: int | None, upto: int | None) -> None:
         ends, bindings = [], []
         for prefix, bound in (("lo", after), ("hi", upto)):
@@ -82,15 +88,18 @@ class Collector:
         part = Part(table=table.name, keyed=table.keyed, key=table.key, columns=table.shipped, gone=True)
         n = self.builder.begin_part(part)
         log = f"FROM main.{CHANGE} AS {_LOGGED} WHERE {_LOGGED}.seq > ?1 AND {_LOGGED}.tbl = ?2"
-        self._gone(f"img.g{n}", table, log, (after, table_number))
         for unique in table.late:
             self._freed(n, table, unique, after)
-        if table.keyed is Keyed.ROWID:
-            self._rows_by_rowid(f"img.r{n}", table, log, (after, table_number))
-        else:
-            self._rows_by_primary_key(f"img.r{n}", table, log, (after, table_number))
+        self._rows_of(n, table, log, (after, table_number))
 
-    def _gone(self, target: str, table: Table, log: str, bindings: tuple[int, int]) -> None:
+    def _rows_of(self, n: int, table: Table, log: str, bindings: tuple[int, ...]) -> None:
+        self._gone(f"img.g{n}", table, log, bindings)
+        if table.keyed is Keyed.ROWID:
+            self._rows_by_rowid(f"img.r{n}", table, log, bindings)
+        else:
+            self._rows_by_primary_key(f"img.r{n}", table, log, bindings)
+
+    def _gone(self, target: str, table: Table, log: str, bindings: tuple[int, ...]) -> None:
         name = quoted(table.name)
         keys = ", ".join(f"{_LOGGED}.k{i}" for i in range(len(table.key)))
         same = " AND ".join(f"{name}.{quoted(k)} = {_LOGGED}.k{i}" for i, k in enumerate(table.key))
@@ -118,7 +127,7 @@ class Collector:
             target = self.builder.begin_freed(part, unique.name, len(unique.terms))
             run(self.db, f"INSERT INTO img.{target} {found}", (after, numbered))
 
-    def _rows_by_rowid(self, target: str, table: Table, log: str, bindings: tuple[int, int]) -> None:
+    def _rows_by_rowid(self, target: str, table: Table, log: str, bindings: tuple[int, ...]) -> None:
         name = quoted(table.name)
         run(
             self.db,
@@ -128,7 +137,7 @@ class Collector:
             bindings,
         )
 
-    def _rows_by_primary_key(self, target: str, table: Table, log: str, bindings: tuple[int, int]) -> None:
+    def _rows_by_primary_key(self, target: str, table: Table, log: str, bindings: tuple[int, ...]) -> None:
         name = quoted(table.name)
         keys = ", ".join(f"{_LOGGED}.k{i} AS _ha_k{i}" for i in range(len(table.key)))
         same = " AND ".join(f"{name}.{quoted(k)} = _ha_keys._ha_k{i}" for i, k in enumerate(table.key))

@@ -114,8 +114,8 @@ def _differing(c: Collector, table: Table) -> list[tuple[int | None, int | None]
         for number_of_range, theirs, upto in _ranges_there(c.db, table):
             end = None if upto is None else number_of_range
             rows, size, _ = theirs
-            found = hasher.digest(Span(after=after, upto=upto), rows_max=rows, bytes_max=size)
-            if not found.whole or (found.rows, found.bytes, found.hash) != theirs:
+            found = hasher.digest(Span(after=after, upto=upto), rows_max=rows, size_max=size)
+            if not found.whole or (found.rows, found.size, found.hash) != theirs:
                 if spans and spans[-1][1] == place and place is not None:
                     spans[-1] = (spans[-1][0], end)
                 else:
@@ -130,12 +130,14 @@ def _ranges_there(db: apsw.Connection, table: Table) -> list[tuple[int, tuple[in
     rows = db.execute(
         f"SELECT id, rows, bytes, hash, {ends} FROM inv.range WHERE tbl = ? ORDER BY id", (table.name,)
     ).fetchall()
-    ranges = []
+    ranges: list[tuple[int, tuple[int, int, bytes], Key | None]] = []
     for place, (number_of_range, count, size, content, *end) in enumerate(rows):
         last = place == len(rows) - 1
-        sound = isinstance(count, int) and isinstance(size, int) and isinstance(content, bytes)
-        if not sound or (end[0] == "null") is not last:
+        if (end[0] == "null") is not last:
             raise ProtocolFault("refused an inventory", reason="its ranges do not cover the keys")
-        assert isinstance(number_of_range, int)
-        ranges.append((number_of_range, (count, size, content), None if last else taken(end)))
+        match number_of_range, count, size, content:
+            case int(), int(), int(), bytes():
+                ranges.append((number_of_range, (count, size, content), None if last else taken(end)))
+            case _:
+                raise ProtocolFault("refused an inventory", reason="a range of it is none")
     return ranges

@@ -18,7 +18,7 @@ import apsw
 import xxhash
 
 from ha_sync.core.position import NO_INCARNATION, Epoch, Incarnation, Position, Sequence, new_incarnation
-from ha_sync.database.connection import one, run
+from ha_sync.database.connection import one, run, writing
 from ha_sync.database.schema import Schema
 
 EVERYTHING = ""  # a mark for the schema and the facts, not for a table
@@ -56,6 +56,7 @@ class Journal:
         self._kept = _Kept()
         self.marks: list[tuple[int, str]] = []  # (sequence, table): whole for whoever has not reached it
         self.tables: dict[str, str] = {}  # name -> hash of its SQL, as of schema_version
+        self.again: list[tuple[int, bytes]] = []  # (sequence, ``RowsObjects``): for whoever has not reached it
         self.moved = False  # something is remembered that is not saved yet
 
     def open(self) -> None:
@@ -72,6 +73,7 @@ class Journal:
         self._db = apsw.Connection(self._path)
         run(self._db, "PRAGMA synchronous=FULL")
         run(self._db, "CREATE TABLE IF NOT EXISTS journal(id INTEGER PRIMARY KEY CHECK(id = 1), kept TEXT)")
+        run(self._db, "CREATE TABLE IF NOT EXISTS again(sequence INTEGER, objects BLOB)")
         text = one(self._db, "SELECT kept FROM journal")
         if not isinstance(text, str):
             return
@@ -79,13 +81,24 @@ class Journal:
         self.marks = [(int(s), str(t)) for s, t in values.pop("marks")]
         self.tables = {str(k): str(v) for k, v in values.pop("tables").items()}
         self._kept = _Kept(**values)
+        rows = self._db.execute("SELECT sequence, objects FROM again ORDER BY rowid").fetchall()
+        self.again = [(int(str(s)), o) for s, o in rows if isinstance(o, bytes)]
 
     def save(self) -> None:
         """Makes all of it durable."""
         if self._db is None:
             return
+        self._write(())
+
+    def _write(self, objects: tuple[tuple[int, bytes], ...]) -> None:
+        assert self._db is not None
         text = json.dumps({**asdict(self._kept), "marks": self.marks, "tables": self.tables})
-        run(self._db, "INSERT OR REPLACE INTO journal VALUES(1, ?)", (text,))
+        oldest = min((s for s, _ in self.again), default=self._kept.captured + 1)
+        with writing(self._db):
+            run(self._db, "INSERT OR REPLACE INTO journal VALUES(1, ?)", (text,))
+            run(self._db, "DELETE FROM again WHERE sequence < ?", (oldest,))
+            for row in objects:
+                run(self._db, "INSERT INTO again VALUES(?, ?)", row)
         self.moved = False
 
     def close(self) -> None:
@@ -159,7 +172,7 @@ class Journal:
             inode=identity.inode,
             log=identity.log,
         )
-        self.marks, self.tables = [], {}
+        self.marks, self.again, self.tables = [], [], {}
         self.save()
 
     def follow(self, identity: Identity) -> None:
@@ -184,6 +197,19 @@ class Journal:
         self._kept.captured = max(self._kept.captured, sequence)
         self.save()
 
+    def ask_again(self, logged: int, objects: tuple[bytes, ...]) -> None:
+        """Objects to send again; they take a sequence of their own, durably."""
+        self._kept.extra += 1
+        sequence = logged + self._kept.extra
+        self._kept.captured = max(self._kept.captured, sequence)
+        asked = tuple((sequence, data) for data in objects)
+        self.again += asked
+        self._write(asked)
+
+    def again_after(self, sequence: int) -> list[bytes]:
+        """What was asked for that a Standby at ``sequence`` has not got."""
+        return [data for s, data in self.again if s > sequence]
+
     def whole_after(self, sequence: int) -> frozenset[str]:
         """The marks that a Standby at ``sequence`` has not seen."""
         return frozenset(t for s, t in self.marks if s > sequence)
@@ -194,6 +220,7 @@ class Journal:
         self.moved = self.moved or sequence > self._kept.acknowledged
         self._kept.acknowledged = max(self._kept.acknowledged, sequence)
         self.marks = [(s, t) for s, t in self.marks if s > sequence]
+        self.again = [(s, data) for s, data in self.again if s > sequence]
         if first:
             # After a crash it tells that the Standby has at least what stood here in the beginning.
             self.save()

@@ -30,6 +30,7 @@ from ha_sync.database.wake import Wake
 from ha_sync.errors import Retryable, WrongState
 
 TICK_S = 1.0
+UNASKED_EVERY_S = 0.25  # looks at hints while no Standby waits for the rows
 SAVE_EVERY_S = 5.0
 TROUBLE = (apsw.Error, OSError, Retryable, UnicodeDecodeError)
 
@@ -133,6 +134,22 @@ class RowsSource(Source):
             self._session.nudge()
         return self._captured
 
+    async def resend(self, objects: tuple[bytes, ...]) -> None:
+        """Sends the keys and spans of keys (``RowsObjects``) again with what comes next."""
+        await self.in_thread(self._capture.send_again, objects)
+        self._captured = self._capture.journal.captured
+        if self._session is not None:
+            self._session.nudge()
+
+    async def copied(self, target: str) -> None:
+        """Writes a lock-free copy to ``target``, in the source's thread. Raises ``Retryable`` where none can be had."""
+        await self.in_thread(self._capture.copy, target)
+
+    async def put_back(self) -> tuple[str, ...]:
+        """Looks at once; tables whose triggers were gone and were made again since the last call."""
+        await self._look()
+        return await self.in_thread(self._capture.put_back)
+
     async def resume(self, *, accept_deletes: bool) -> None:
         """Rows are never halted by a guard: looks again at once."""
         del accept_deletes
@@ -223,7 +240,7 @@ class RowsSource(Source):
             if self._session is None or not self._session.streaming:
                 if hinted:
                     # Nobody is waiting for the rows: looking at every commit would only disturb the writer.
-                    await asyncio.sleep(TICK_S / 4)
+                    await asyncio.sleep(UNASKED_EVERY_S)
                 await self._look()
 
     async def _save(self) -> None:

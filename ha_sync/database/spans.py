@@ -1,0 +1,76 @@
+"""Spans of keys as messages: what the full backup's two ends and a source of rows tell one another."""
+
+from __future__ import annotations
+
+from google.protobuf.message import DecodeError
+
+from ha_proto.sync.v1 import examine_pb2 as pb
+from ha_sync.database.keys import Key, Value
+from ha_sync.database.rowhash import Span
+from ha_sync.database.schema import Table
+from ha_sync.errors import ProtocolFault
+
+
+def key_message(key: Key) -> pb.RowsKey:
+    """Of a key."""
+    message = pb.RowsKey()
+    for value in key:
+        _fill(message.values.add(), value)
+    return message
+
+
+def _fill(message: pb.RowsValue, value: Value) -> None:
+    raw = value.raw
+    if isinstance(raw, bytes):
+        if value.type == "text":
+            message.text = raw
+        else:
+            message.blob = raw
+    elif isinstance(raw, float):
+        message.real = raw
+    elif raw is not None:
+        message.integer = raw
+
+
+def key_of(message: pb.RowsKey) -> Key:
+    """From a message."""
+    return tuple(map(_value, message.values))
+
+
+def _value(message: pb.RowsValue) -> Value:
+    match message.WhichOneof("value"):
+        case "integer":
+            return Value("integer", message.integer)
+        case "real":
+            return Value("real", message.real)
+        case "text":
+            return Value("text", message.text)
+        case "blob":
+            return Value("blob", message.blob)
+    return Value("null", None)
+
+
+def span_message(span: Span) -> pb.RowsSpan:
+    """Of a span."""
+    return pb.RowsSpan(
+        after=None if span.after is None else key_message(span.after),
+        upto=None if span.upto is None else key_message(span.upto),
+        only=span.only,
+    )
+
+
+def span_of(message: pb.RowsSpan, table: Table) -> Span:
+    """From a message. Raises ``ProtocolFault`` where its keys are none of the table."""
+    after = key_of(message.after) if message.HasField("after") else None
+    upto = key_of(message.upto) if message.HasField("upto") else None
+    if any(key is not None and len(key) != len(table.key) for key in (after, upto)) or (message.only and upto is None):
+        raise ProtocolFault("refused a span of keys", subject=table.name, reason="its keys are of another table")
+    return Span(after=after, upto=upto, only=message.only)
+
+
+def objects_of(data: bytes) -> pb.RowsObjects:
+    """What shall be sent again. Raises ``ProtocolFault``."""
+    try:
+        return pb.RowsObjects.FromString(data)
+    except DecodeError as error:
+        raise ProtocolFault("cannot read what shall be sent again", reason=str(error)) from None
