@@ -442,6 +442,11 @@ class Node:
             settings=endpoint.settings, report=report, connected=connected, peer_at=peer_at if connected else ""
         )
 
+    def ends(self, name: DatasetName) -> tuple[DatasetSettings, Source | None, Sink | None]:
+        """What of a dataset is open now, for the full backup."""
+        endpoint = self._named(name)
+        return endpoint.settings, endpoint.source, endpoint.sink
+
     def active_lacks(self, names: Iterable[DatasetName], *, epoch: Epoch) -> None:
         """What the Active of ``epoch`` has nothing of yet: this Standby lacks nothing either."""
         self._absent = (epoch, frozenset(names))

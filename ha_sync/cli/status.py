@@ -16,7 +16,7 @@ import click
 
 from ha_proto.agent.v1 import agent_pb2
 from ha_proto.sync.v1 import control_pb2 as pb
-from ha_sync.cli import agent_page
+from ha_sync.cli import agent_page, full_backup
 from ha_sync.cli.client import LOOK_S, QUICK_S, agent, control
 from ha_sync.cli.failures import say
 from ha_sync.cli.options import agent_option, agent_socket_path, json_option, socket_path
@@ -178,6 +178,7 @@ def page(current: pb.Status) -> list[str]:
     node += [f"stream   {_path(path)}" for path in current.peer.paths]
     if current.certificate_expires:
         node.append(f"expires  {current.certificate_expires} (certificate, renewed by itself)")
+    node.extend(f"backup   {line}" for line in full_backup.shown(current.full_backup))
     node.extend(f"notice   {notice}" for notice in current.notices)
     if not current.datasets:
         return [*node, "", "no datasets"]

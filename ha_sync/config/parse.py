@@ -1,6 +1,6 @@
 """Reads ``sync.toml``. Blocking (a small file, a few ``stat``); call before the event loop runs.
 
-Sections of parts that this version does not run (``[backup]``, ``[[storage]]``, ``[console]``) are checked for their
+Sections of parts that this version does not run (``[[storage]]``, ``[console]``) are checked for their
 shape and told about in ``Settings.notices``, so that one file serves from release to release and nothing in it is
 ignored silently.
 """
@@ -18,6 +18,7 @@ from ha_sync.config.overlap import check_overlaps
 from ha_sync.config.reading import Faults, Table
 from ha_sync.config.settings import (
     SOCKET_NAME,
+    BackupSettings,
     Compression,
     DatasetSettings,
     DivergenceSettings,
@@ -48,14 +49,15 @@ def settings_of(values: dict[str, object], *, source: str) -> Settings:
     stream = _stream(top, faults)
     divergence = _divergence(top, faults)
     datasets = _datasets(top, faults)
-    notices = (*_backup(top, faults), *_storages(top, faults), *_console(top, faults))
+    backup = _backup(top, faults)
+    notices = (*_storages(top, faults), *_console(top, faults))
     top.finish()
     check_overlaps(node, datasets, faults)
     if faults:
         raise ConfigFault(source, faults.lines())
     if not datasets:
         notices = (*notices, "no [[dataset]] is defined: nothing is replicated")
-    return Settings(node=node, stream=stream, divergence=divergence, datasets=datasets, notices=notices)
+    return Settings(node=node, stream=stream, backup=backup, divergence=divergence, datasets=datasets, notices=notices)
 
 
 def load_node(path: str) -> NodeSettings:
@@ -153,14 +155,20 @@ def _datasets(top: Table, faults: Faults) -> tuple[DatasetSettings, ...]:
     return tuple(dataset for dataset in parsed if dataset is not None)
 
 
-def _backup(top: Table, faults: Faults) -> tuple[str, ...]:
-    values = top.table("backup", "[backup]")
-    if values is None:
-        return ()
-    table = Table("backup", values, faults)
-    table.text("full", "", place.schedule)
+def _backup(top: Table, faults: Faults) -> BackupSettings:
+    plain = BackupSettings()
+    table = _section(top, "backup", faults)
+    # Switched off by `false` too: a word in quotes is easily taken for a fault of the file.
+    given = table.raw("full")
+    full = "" if given is False or given == "off" else table.text("full", plain.full, place.schedule)
+    backup = BackupSettings(
+        full=full,
+        rate_mib_per_s=table.integer(
+            "rate_mib_per_s", plain.rate_mib_per_s, low=0, high=100_000, unit="MiB a second; 0: no bound"
+        ),
+    )
     table.finish()
-    return ("backup: this version has no scheduled full backup; the section is kept for the release that has it",)
+    return backup
 
 
 def _console(top: Table, faults: Faults) -> tuple[str, ...]:

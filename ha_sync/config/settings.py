@@ -147,11 +147,20 @@ class DivergenceSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BackupSettings:
+    """``[backup]``."""
+
+    full: str = "0 3 * * *"  # cron expression in the node's local time; "": no full backup but on request
+    rate_mib_per_s: int = 100  # of content read on each node during one; 0: no bound
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All of ``sync.toml``."""
 
     node: NodeSettings = field(default_factory=NodeSettings)
     stream: StreamSettings = field(default_factory=StreamSettings)
+    backup: BackupSettings = field(default_factory=BackupSettings)
     divergence: DivergenceSettings = field(default_factory=DivergenceSettings)
     datasets: tuple[DatasetSettings, ...] = ()
     notices: tuple[str, ...] = ()  # accepted, but worth telling (settings of parts that do not run yet)

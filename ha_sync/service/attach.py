@@ -26,6 +26,7 @@ from ha_sync.core.paths import Heard
 from ha_sync.core.position import Epoch
 from ha_sync.errors import HaSyncError, Retryable
 from ha_sync.node import Membership, Node
+from ha_sync.service.full_backup import FullBackups
 from ha_sync.service.peer import AgentPath, PeerLink
 
 log = logging.getLogger(__name__)
@@ -59,8 +60,10 @@ class AgentLink:
         membership: Callable[[], Membership | None],
         report: Report,
         link: PeerLink,
+        full_backups: FullBackups,
     ) -> None:
         self._node = node
+        self._full_backups = full_backups
         self._link = link
         self._socket_path = socket_path
         self._membership = membership
@@ -177,6 +180,9 @@ class AgentLink:
         progress = self._progress
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wanted.deadline_ms / 1000
+        if wanted.end_backup and self._full_backups.running:
+            self._report_event("warning", "a full backup is ended by a forced switch", {})
+            await self._full_backups.end("a forced switch")
         try:
             # An engine that was just started is not Active yet, and its captures open one after the other.
             async with asyncio.timeout_at(deadline):
@@ -219,6 +225,8 @@ class AgentLink:
             sound=standing.sound,
             current=standing.current,
             progress=standing.progress,
+            backup=self._full_backups.running,
+            backup_left_s=self._full_backups.left_s,
             digest=xxhash.xxh3_128_hexdigest(standing.positions.encode()),
             quiesced=progress.quiesced,
             waiting_for=progress.waiting_for,

@@ -37,6 +37,7 @@ from ha_sync.pairing.servicer import PairingServicer
 from ha_sync.pairing.witness import HandshakeWitness
 from ha_sync.service.attach import SOCKET_NAME, AgentLink
 from ha_sync.service.control import ControlServicer, Parts
+from ha_sync.service.full_backup import FullBackups
 from ha_sync.service.full_syncs import FullSyncs
 from ha_sync.service.logbook import open_logbook
 from ha_sync.service.peer import STREAM_OPTIONS, PeerLink, PeerWatch
@@ -85,12 +86,20 @@ class _Engine:
             report=self._report,
             full_syncs=self._full_syncs,
         )
+        self._full_backups = FullBackups(
+            self._node,
+            link=self._link,
+            runs=self._logbook.backup,
+            report=self._report,
+            membership=self._membership,
+        )
         self._agent = AgentLink(
             self._node,
             socket_path=os.path.join(node_settings.run_dir, SOCKET_NAME),
             membership=self._membership,
             report=self._report,
             link=self._link,
+            full_backups=self._full_backups,
         )
         self._watch = PeerWatch(self._node, self._link, self._report)
         self._refusals = Refusals(self._report)
@@ -125,6 +134,7 @@ class _Engine:
                 else:
                     await self._follow_agent(tasks)
                 tasks.create_task(self._watch.run())
+                tasks.create_task(self._full_backups.run())
         finally:
             await self._node.close()
             self._state.close()
@@ -157,7 +167,7 @@ class _Engine:
         self.witness.watch(keyring, gate)
         server = grpc.aio.server(options=(*STREAM_OPTIONS, ("grpc.so_reuseport", 0)))
         replication = ReplicationServicer(self._node, gate, node_id=keyring.identity.node_id)
-        server.add_generic_rpc_handlers((replication.handler(),))
+        server.add_generic_rpc_handlers((replication.handler(), self._full_backups.handler(gate)))
         pairing_pb2_grpc.add_PairingServiceServicer_to_server(  # type: ignore[no-untyped-call]
             PairingServicer(
                 keyring,
@@ -196,6 +206,7 @@ class _Engine:
                 watch=self._watch,
                 events=self._events,
                 logbook=self._logbook,
+                full_backups=self._full_backups,
                 began=self._began,
                 by_hand=self._by_hand,
             )

@@ -43,6 +43,7 @@ DIAGNOSE_EVERY_S = 5.0
 """Failed attempts in a row before the reason is looked for by hand, and how often at the most."""
 
 MOVED = "the stream moved to another path"
+EXAMINE = "/ha_proto.sync.v1.ExamineService/Examine"
 PATH_FAILED = "a path to the other node does not work"
 
 STREAM_OPTIONS: tuple[tuple[str, str | int], ...] = (
@@ -149,15 +150,19 @@ class PeerLink:
         return self._call
 
     @contextlib.asynccontextmanager
-    async def _call(self) -> AsyncIterator[Call]:
+    async def _call(self, method: str = f"/{SERVICE}/Replicate") -> AsyncIterator[Call]:
         async with self._reached() as (path, channel, _):
-            call = channel.stream_stream(f"/{SERVICE}/Replicate", _same, _same)(None)
+            call = channel.stream_stream(method, _same, _same)(None)
             try:
                 yield _Bytes(call, path, self)
             except grpc.aio.AioRpcError as error:
                 raise _meaning(error, path) from error
             finally:
                 call.cancel()
+
+    def dial_examination(self) -> contextlib.AbstractAsyncContextManager[Call]:
+        """For the full backup's questions: on a connection of its own, beside the streams."""
+        return self._call(EXAMINE)
 
     def taken(self, path: PeerPath) -> None:
         """A stream goes there: the other node has answered it."""

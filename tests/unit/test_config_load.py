@@ -279,10 +279,28 @@ def test_a_path_that_linux_would_refuse_is_refused_first(tmp_path: Path) -> None
 def test_sections_of_parts_that_do_not_run_yet_are_told_about(tmp_path: Path) -> None:
     settings = read(
         tmp_path,
-        '[backup]\nfull = "0 3 * * *"\n[console]\nlisten = "127.0.0.1:8080"\n'
+        '[console]\nlisten = "127.0.0.1:8080"\n'
         '[[storage]]\nname = "usb0"\nmedium = "usb"\npath = "/media/usb0"\n' + dataset("tree"),
     )
-    assert [notice.split(":")[0] for notice in settings.notices] == ["backup", "storage", "console"]
+    assert [notice.split(":")[0] for notice in settings.notices] == ["storage", "console"]
+
+
+@pytest.mark.req("R23")
+@pytest.mark.parametrize(
+    ("written", "schedule"),
+    [
+        ("", "0 3 * * *"),
+        ('full = "30 1 * * 6"', "30 1 * * 6"),
+        ("full = false", ""),
+        ('full = "off"', ""),
+        ('full = ""', ""),
+    ],
+)
+def test_the_schedule_of_the_full_backup_has_a_default_and_can_be_off(
+    tmp_path: Path, written: str, schedule: str
+) -> None:
+    settings = read(tmp_path, f"[backup]\n{written}\nrate_mib_per_s = 20\n" + dataset("tree"))
+    assert (settings.backup.full, settings.backup.rate_mib_per_s, settings.notices) == (schedule, 20, ())
 
 
 @pytest.mark.parametrize(

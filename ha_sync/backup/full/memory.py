@@ -15,7 +15,6 @@ from ha_sync.core.examine import Depth, Examined
 from ha_sync.core.position import Epoch
 from ha_sync.database.durable import write_durably
 
-
 NOTHING = Examined(objects=0, content_bytes=0, differing=0, repaired=0, unverified=0)
 
 

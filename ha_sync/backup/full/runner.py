@@ -155,7 +155,7 @@ class _Run:
             repaired=live.repaired + finding.repaired,
             unverified=live.unverified + unverified,
         )
-        self.active_side += finding.side is Side.ACTIVE and not finding.repaired
+        self.active_side += finding.side is Side.ACTIVE and not finding.repaired and not unverified
         if len(self.subjects) < SUBJECTS_TOLD:
             self.subjects.append(f"{finding.dataset}: {finding.subject} ({finding.fault.value})")
         self._owner.runs.found(self.entry, finding)

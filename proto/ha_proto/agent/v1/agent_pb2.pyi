@@ -42,6 +42,7 @@ class EngineReport(_message.Message):
     PID_FIELD_NUMBER: _builtins.int
     PATHS_FIELD_NUMBER: _builtins.int
     RESTORE_FIELD_NUMBER: _builtins.int
+    BACKUP_LEFT_S_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     cluster_id: _builtins.str
     role: _builtins.str
@@ -70,6 +71,8 @@ class EngineReport(_message.Message):
     """of the engine: it may have datasets open for writing"""
     restore: _builtins.int
     """serial of a restore that wants the services stopped, and to stay so; 0: none"""
+    backup_left_s: _builtins.float
+    """how long the full backup that runs will take, where that can be told"""
     @_builtins.property
     def waiting_for(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """what a Quiesce still waits for"""
@@ -103,12 +106,15 @@ class EngineReport(_message.Message):
         pid: _builtins.int = ...,
         paths: _abc.Iterable[_builtins.str] | None = ...,
         restore: _builtins.int = ...,
+        backup_left_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_backup_left_s", b"_backup_left_s", "backup_left_s", b"backup_left_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "cluster_id", b"cluster_id", "current", b"current", "data", b"data", "digest", b"digest", "epoch", b"epoch", "finished", b"finished", "node_id", b"node_id", "paths", b"paths", "pid", b"pid", "progress", b"progress", "promised", b"promised", "promoted", b"promoted", "quiesced", b"quiesced", "restore", b"restore", "role", b"role", "sound", b"sound", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_backup_left_s", b"_backup_left_s", "backup", b"backup", "backup_left_s", b"backup_left_s", "cluster_id", b"cluster_id", "current", b"current", "data", b"data", "digest", b"digest", "epoch", b"epoch", "finished", b"finished", "node_id", b"node_id", "paths", b"paths", "pid", b"pid", "progress", b"progress", "promised", b"promised", "promoted", b"promoted", "quiesced", b"quiesced", "restore", b"restore", "role", b"role", "sound", b"sound", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__backup_left_s: _TypeAlias = _typing.Literal["backup_left_s"]  # noqa: Y015
+    _WhichOneofArgType__backup_left_s: _TypeAlias = _typing.Literal["_backup_left_s", b"_backup_left_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__backup_left_s) -> _WhichOneofReturnType__backup_left_s | None: ...
 
 Global___EngineReport: _TypeAlias = EngineReport  # noqa: Y015
 
