@@ -126,7 +126,8 @@ Stamp = tuple[tuple[int, int, int] | None, ...]
 
 def stamp(path: str) -> Stamp | None:
     """What the files look like from outside; None without a database. Opens nothing."""
-    found = tuple(_stat(path + suffix) for suffix in ("", "-wal"))
+    real = os.path.realpath(path)  # the log stands beside the file, not beside a link to it
+    found = tuple(_stat(real + suffix) for suffix in ("", "-wal"))
     return None if found[0] is None else found
 
 

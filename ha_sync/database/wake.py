@@ -1,7 +1,9 @@
 """Tells that a database may have changed: inotify on its directory. Only a hint; the truth is asked of the database.
 
 ``Wake`` runs one kernel watch and one thread of watchdog's; ``wait`` returns at once when something was hinted since
-the last call. Events of the ``-shm`` file and closings are left out, or our own reads would wake us.
+the last call. Events of the ``-shm`` file and closings are left out, or our own reads would wake us. A rollback journal
+that is made or written to tells of a transaction that goes on: a look would find nothing and would hold its lock when
+the writer wants to commit. Every commit writes to the database itself, and most delete the journal.
 """
 
 from __future__ import annotations
@@ -25,9 +27,10 @@ class Wake:
     """Hints for the database at ``path``; belongs to the running event loop."""
 
     def __init__(self, path: str) -> None:
-        self._directory = os.path.dirname(os.path.abspath(path))
-        base = os.fsencode(os.path.basename(path))
-        self._names = frozenset((base, base + b"-wal", base + b"-journal"))
+        # SQLite keeps log and journal beside the file itself, not beside a link to it.
+        self._directory, base = os.path.split(os.path.realpath(path))
+        self._names = frozenset((os.fsencode(base), os.fsencode(base + "-wal")))
+        self._journal = os.fsencode(base + "-journal")
         self._loop = asyncio.get_running_loop()
         self._hinted = asyncio.Event()
         self._pending = False
@@ -85,7 +88,7 @@ class Wake:
 
     def on_event(self, event: InotifyEvent) -> None:
         """Called in watchdog's thread."""
-        if event.name in self._names:
+        if event.name in self._names or (event.name == self._journal and (event.is_delete or event.is_moved_from)):
             self._hint()
 
     def on_watch_deleted(self, wd: WatchDescriptor) -> None:  # noqa: ARG002 - watchdog's signature
