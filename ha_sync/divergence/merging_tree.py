@@ -59,13 +59,15 @@ class Unit:
 class TreeMerge:
     """Of one archive into one tree."""
 
-    def __init__(self, settings: TreeSettings, index_path: str, *, note: str) -> None:
+    def __init__(self, settings: TreeSettings, index_path: str, *, note: str, look_only: bool = False) -> None:
+        """``look_only``: ``units`` changes nothing, and ``place`` is not called."""
         if not os.path.isdir(settings.path):
             raise WrongState("cannot merge into", subject=settings.path, reason="there is no such directory here")
         self._scope = Scope.of(settings)
         self._rules = Rules((*settings.exclude, *settings.node_local), mailboxes=settings.mailboxes)
         self._index_path = index_path
         self._note = note
+        self._look_only = look_only
         self._placing = Placing(settings.path)
         self.outcome = Outcome()
 
@@ -100,12 +102,12 @@ class TreeMerge:
     def _of_file(self, item: Object) -> Iterator[Unit]:
         if item.type == TYPE_DIRECTORY:
             found = self._placing.hash_at(item.path)
-            if found is None:
+            if found is None and not self._look_only:
                 self._placing.make_folder(item.path)
             elif found:
                 self._outcome_left(item, "a file has its name")
         elif item.type == TYPE_SYMLINK:
-            if not self._placing.link(item):
+            if not self._look_only and not self._placing.link(item):
                 self._outcome_left(item, "something else has its name")
         elif not item.kept:
             self._outcome_left(item, "its content is not in the archive")

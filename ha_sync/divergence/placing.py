@@ -30,19 +30,24 @@ class Placing:
     def __init__(self, path: str) -> None:
         self.root = Root(path)
         self._count = 0
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(FOLDER, 0o700, dir_fd=self.root.fd)
-        self.sweep()
+        self._begun = False
 
     def close(self) -> None:
         """Removes what was not placed."""
-        self.sweep()
-        with contextlib.suppress(OSError):
-            os.rmdir(FOLDER, dir_fd=self.root.fd)
+        if self._begun:
+            self._sweep()
+            with contextlib.suppress(OSError):
+                os.rmdir(FOLDER, dir_fd=self.root.fd)
         self.root.close()
 
-    def sweep(self) -> None:
-        """What an earlier merge left when it was cut off."""
+    def _begin(self) -> None:
+        if not self._begun:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(FOLDER, 0o700, dir_fd=self.root.fd)
+            self._begun = True
+            self._sweep()  # what an earlier merge left when it was cut off
+
+    def _sweep(self) -> None:
         fd = self.root.directory(FOLDER)
         for name in os.listdir(fd):
             os.unlink(name, dir_fd=fd)
@@ -82,6 +87,7 @@ class Placing:
 
         Raises ProtocolFault where the content is not what the index says.
         """
+        self._begin()
         self._count += 1
         place = FOLDER + b"/%d" % self._count
         fd = self.root.open(place, os.O_RDWR | os.O_CREAT | os.O_EXCL)

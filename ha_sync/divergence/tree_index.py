@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
+from urllib.parse import quote
 
 from ha_sync.errors import ProtocolFault
 
@@ -50,11 +51,11 @@ class Object:
 
 
 class TreeIndex:
-    """The file, for writing or for reading."""
+    """The file, for writing or for reading. One thread at a time."""
 
     def __init__(self, path: str, *, create: bool = False) -> None:
         if create:
-            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=OFF")
             self._db.execute("PRAGMA synchronous=OFF")  # synced with the whole archive
             self._db.execute(
@@ -64,7 +65,8 @@ class TreeIndex:
             )
             self._db.execute("BEGIN")
         else:
-            self._db = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True, isolation_level=None)
+            name = f"file:{quote(path)}?mode=ro&immutable=1"
+            self._db = sqlite3.connect(name, uri=True, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA trusted_schema=OFF")
             self._db.execute("PRAGMA cell_size_check=ON")
 

@@ -209,6 +209,15 @@ class PeerLink:
     # ---- connections
 
     @contextlib.asynccontextmanager
+    async def connection(self) -> AsyncIterator[grpc.aio.Channel]:
+        """For a call of another service of the peer port. gRPC's errors leave as ours."""
+        async with self._reached() as (path, channel, _):
+            try:
+                yield channel
+            except grpc.aio.AioRpcError as error:
+                raise _meaning(error, path) from error
+
+    @contextlib.asynccontextmanager
     async def _reached(self) -> AsyncIterator[tuple[PeerPath, grpc.aio.Channel, pb.DescribeResponse]]:
         """A connection by the first path on which the peer answers, and what it says."""
         order = self._paths.order(now=self._refresh())

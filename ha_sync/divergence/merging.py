@@ -1,0 +1,149 @@
+"""Merges one archive into this node's dataset, wherever the archive lies: the Active's part, of every kind.
+
+``Source`` gives the archive: its index as a file that may be written to, and contents on demand. One merge a dataset at
+a time. Runs in the event loop; what blocks is done in a thread or in a process of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Protocol
+
+from ha_sync.config import DatasetSettings, SqliteSettings
+from ha_sync.divergence.apart import run_apart
+from ha_sync.divergence.archive import CONTENTS, FILES, MERGEABLE, ROWS, STAGING, Archive
+from ha_sync.divergence.child import settings_out
+from ha_sync.divergence.mailbox_lock import release_left
+from ha_sync.divergence.merging_rows import require_harmless
+from ha_sync.divergence.merging_tree import TreeMerge, Unit
+from ha_sync.divergence.outcome import Outcome
+from ha_sync.divergence.tree_index import Object, content_path
+from ha_sync.errors import HaSyncError, Refused, Retryable
+
+BATCH_BYTES = 16 * 1024 * 1024
+BATCH_UNITS = 64
+"""So much content is asked for at once."""
+
+
+class Source(Protocol):
+    """An archive, here or at the other node."""
+
+    async def index(self, folder: str) -> str:
+        """A copy of the index in ``folder``; its path."""
+
+    async def contents(self, items: tuple[Object, ...], folder: str) -> dict[int, str]:
+        """Paths of the contents by number; those in ``folder`` are removed when they were placed."""
+
+
+class Local:
+    """An archive of this node."""
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+
+    async def index(self, folder: str) -> str:
+        """See Source."""
+        name = FILES if self._archive.about.kind == "tree" else ROWS
+        target = os.path.join(folder, name)
+        await asyncio.to_thread(shutil.copyfile, os.path.join(self._archive.folder, name), target)
+        return target
+
+    async def contents(self, items: tuple[Object, ...], folder: str) -> dict[int, str]:  # noqa: ARG002 - the protocol's
+        """See Source."""
+        kept = os.path.join(self._archive.folder, CONTENTS)
+        return {item.number: content_path(kept, item.number) for item in items}
+
+
+class Merging:
+    """See the module."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._note = os.path.join(folder, "mailbox-lock.json")
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._mailbox = asyncio.Lock()  # of all trees: there is one note of a lock
+
+    def recover(self) -> str:
+        """Blocking, at the start of the engine: a mailbox that a merge had locked is free again; its folder."""
+        return release_left(self._note)
+
+    @staticmethod
+    async def require(settings: DatasetSettings, *, force: bool) -> None:
+        """Raises where a merge into the dataset is not possible now, before anything is sent."""
+        if settings.priority not in MERGEABLE:
+            raise Refused("will not merge into", subject=settings.name, reason="configuration is left to a person")
+        if not await asyncio.to_thread(os.path.lexists, settings.path):
+            raise Retryable("puts off merging into", subject=settings.path, reason="it does not exist on this node")
+        if isinstance(settings, SqliteSettings):
+            await asyncio.to_thread(require_harmless, settings, force=force)
+
+    async def merge(self, settings: DatasetSettings, source: Source, *, force: bool) -> Outcome:
+        """Returns when all that was inserted is durable. Raises Retryable where it is put off."""
+        async with self._locks[settings.name]:
+            await self.require(settings, force=force)
+            folder = os.path.join(self._folder, f"{STAGING}merge-{settings.name}")
+            await asyncio.to_thread(_emptied, folder)
+            try:
+                index = await source.index(folder)
+                if isinstance(settings, SqliteSettings):
+                    order = {"job": "merge", "settings": settings_out(settings), "image": index, "force": force}
+                    return _outcome(await run_apart(order))
+                async with self._mailbox:
+                    merge = await asyncio.to_thread(TreeMerge, settings, index, note=self._note)
+                    try:
+                        await self._tree(merge, source, folder)
+                    finally:
+                        await asyncio.to_thread(merge.close)
+                    return merge.outcome
+            except OSError as error:
+                raise Retryable("puts off merging into", subject=settings.path, reason=str(error)) from error
+            finally:
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    @staticmethod
+    async def _tree(merge: TreeMerge, source: Source, folder: str) -> None:
+        units = merge.units()
+        while batch := await asyncio.to_thread(_next_batch, units):
+            contents = await source.contents(tuple(item for unit in batch for item in unit.files), folder)
+
+            def place(batch: list[Unit] = batch, contents: dict[int, str] = contents) -> None:
+                for unit in batch:
+                    merge.place(unit, contents)
+                    for item in unit.files:
+                        if contents[item.number].startswith(folder):
+                            os.unlink(contents[item.number])
+
+            placing = asyncio.ensure_future(asyncio.to_thread(place))
+            try:
+                await asyncio.shield(placing)
+            except asyncio.CancelledError:
+                await placing  # a mailbox must not stay locked
+                raise
+
+
+def _next_batch(units: Iterator[Unit]) -> list[Unit]:
+    batch: list[Unit] = []
+    size = 0
+    for unit in units:
+        batch.append(unit)
+        size += unit.size
+        if size >= BATCH_BYTES or len(batch) >= BATCH_UNITS:
+            break
+    return batch
+
+
+def _emptied(folder: str) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder, mode=0o700)
+
+
+def _outcome(result: dict[str, object]) -> Outcome:
+    reasons = result["reasons"]
+    if not isinstance(reasons, list):
+        raise HaSyncError("the process of a merge failed", reason="its answer makes no sense")
+    added, present, left = (int(str(result[key])) for key in ("added", "present", "left"))
+    return Outcome(added=added, present=present, left=left, reasons=[str(reason) for reason in reasons])
