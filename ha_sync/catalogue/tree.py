@@ -211,6 +211,17 @@ class TreeCatalogue:
         """Whether there is an entry."""
         return self._connection.execute("SELECT 1 FROM entry WHERE path = ?", (_key(path),)).fetchone() is not None
 
+    def known_of(self, paths: Iterable[bytes]) -> set[bytes]:
+        """Those of the paths that have an entry."""
+        keys = [_key(path) for path in paths]
+        found: set[bytes] = set()
+        for start in range(0, len(keys), 500):
+            some = keys[start : start + 500]
+            marks = ",".join("?" * len(some))
+            rows = self._connection.execute(f"SELECT path FROM entry WHERE path IN ({marks})", some)
+            found.update(_path(path) for (path,) in rows)
+        return found
+
     def entries(self, *, after: bytes | None = None, limit: int = 5000) -> list[Entry]:
         """The next entries in walk order, strictly after ``after``; the caller pages."""
         if after is None:

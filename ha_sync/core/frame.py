@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ha_sync.core.position import Position
 
-FRAME_TARGET_BYTES = 512 * 1024
+FRAME_TARGET_BYTES = 1024 * 1024
 """A packer closes a frame when it has reached this."""
 
 FRAME_PAYLOAD_MAX = 2 * 1024 * 1024

@@ -30,6 +30,7 @@ from ha_sync.service.status_map import Context, streaming, unary
 WATCH_MIN_S = 0.1
 WATCH_MAX_S = 60.0
 EVENTS_LIMIT = 1000
+VERSION = version("ha-sync")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +191,7 @@ class ControlServicer(control_pb2_grpc.ControlServiceServicer):
             role=role.value if role else "starting",
             epoch=parts.node.epoch,
             pair="off" if identity is None else "pair" if peer else "single",
-            version=version("ha-sync"),
+            version=VERSION,
             uptime_s=time.monotonic() - parts.began,
             peer=pb.Peer(
                 node_id=peer.node_id if peer else "",

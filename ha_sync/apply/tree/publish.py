@@ -75,6 +75,7 @@ class Publisher:
         self._unsynced: set[bytes] = set()
         self._adjusted = False  # metadata changed in place: durable by a sync of the filesystem only
         self._told: set[str] = set()
+        self._known: set[bytes] = set()  # those of the paths being published that had an entry before
 
     # ---- a group
 
@@ -82,6 +83,7 @@ class Publisher:
         """All steps in order. ``again``: after a crash, some of them may have been done."""
         self._root.forget()  # directories may have been moved by somebody since
         outcome = Outcome()
+        self._known = self._catalogue.known_of(step.change.path for step in steps if step.kind is Kind.PUBLISH)
         for step in steps:
             self._fail_point(step.kind.name)
             self._one(step, outcome, now=now, again=again)
@@ -124,8 +126,13 @@ class Publisher:
         place = self._scope.place(path)
         if step.change.type == DATABASE:
             self._remove_companions(place)
-        elif self._catalogue.knows(path):
+        elif path in self._known:
             self._keep_replaced(place, now=now)
+        if not again and (status := self._moved_plainly(step.source, place)) is not None:
+            self._touch(place, outcome)
+            outcome.lost.pop(path, None)
+            outcome.entries[path] = step.entry(witness_of(status))
+            return
         moved = self._move_in(step.source, place, lambda: self._make_room(path, outcome))
         if moved:
             self._touch(place, outcome)
@@ -162,6 +169,17 @@ class Publisher:
             _forget_below(known, path)
         _forget_below(outcome.directories, place)
         outcome.removed.append(path)
+
+    def _moved_plainly(self, source: bytes, place: bytes) -> os.stat_result | None:
+        """The usual case, nothing in the way and nothing to make; None: look closer (it may have been moved)."""
+        from_directory, _, from_name = source.rpartition(b"/")
+        to_directory, _, to_name = place.rpartition(b"/")
+        try:
+            target_fd = self._root.directory(to_directory)
+            os.rename(from_name, to_name, src_dir_fd=self._root.directory(from_directory), dst_dir_fd=target_fd)
+            return os.stat(to_name, dir_fd=target_fd, follow_symlinks=False)
+        except (OSError, Refused):
+            return None
 
     def _move_in(self, source: bytes, place: bytes, make_room: Callable[[], None]) -> bool:
         """False where the staged object is gone: the step was done before a crash."""

@@ -14,6 +14,7 @@ from ha_sync.core.frame import FRAME_TARGET_BYTES, Body, Frame
 from ha_sync.core.position import Position
 
 HEADER_TARGET = 128 * 1024
+BUFFER_MIN = 64 * 1024
 _FIXED = 96  # of one change: numbers, tags, hash
 
 
@@ -23,7 +24,7 @@ class FrameBuilder:
     def __init__(self) -> None:
         self._message = pb.TreeChanges()
         self._header = 0
-        self._buffer = bytearray(FRAME_TARGET_BYTES)
+        self._buffer = bytearray()
         self._view = memoryview(self._buffer)
         self.used = 0
 
@@ -40,7 +41,7 @@ class FrameBuilder:
         """Where ``size`` bytes of content may be read to; they count when ``keep`` says so."""
         end = self.used + size
         if end > len(self._buffer):
-            larger = bytearray(end)
+            larger = bytearray(max(end, min(FRAME_TARGET_BYTES, max(BUFFER_MIN, 4 * len(self._buffer)))))
             larger[: self.used] = self._view[: self.used]
             self._buffer, self._view = larger, memoryview(larger)
         return self._view[self.used : end]
@@ -69,7 +70,7 @@ class FrameBuilder:
         )
         self._message = pb.TreeChanges()
         self._header = self.used = 0
-        self._buffer = bytearray(FRAME_TARGET_BYTES)
+        self._buffer = bytearray()
         self._view = memoryview(self._buffer)
         return frame
 

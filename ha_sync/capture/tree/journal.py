@@ -32,6 +32,7 @@ FELL = "fell:"
 """Begins the notes of directories whose deletion is in flight."""
 
 PAGE = 2000
+BULK_TAKEN_MIN = 100
 Notice = tuple[Sequence, float]
 """A sequence and when its change was noticed."""
 
@@ -66,6 +67,7 @@ class Journal:
         self.acknowledged = Sequence(0)
         self.sent = Sequence(0)
         self._cursor = Sequence(0)
+        self._taken, self._useful = 0, LIVE_MAX  # of the bulk: handed out last, and how many to read next
         self.bulk = 0  # paths in the catalogue's dirty set that were not handed out
         self.synced_at: Sequence | None = None  # from here on the Standby is consistent; None: a sync is going on
         self.peer_known = False
@@ -214,6 +216,7 @@ class Journal:
     def take_bulk(self, limit: int) -> list[tuple[bytes, Sequence]]:
         """The next dirty paths of the catalogue that are neither live nor in flight."""
         taken: list[tuple[bytes, Sequence]] = []
+        limit = min(limit, self._useful)
         while len(taken) < limit and (page := self._catalogue.dirty(after=self._cursor, limit=limit - len(taken))):
             self._cursor = page[-1][1]
             self.bulk = max(0, self.bulk - len(page))
@@ -226,12 +229,15 @@ class Journal:
                     taken.append((path, sequence))
         if len(taken) < limit:
             self.bulk = 0
+        self._taken, self._useful = len(taken), 4 * limit
         return taken
 
     def put_back(self, last: Sequence, count: int) -> None:
         """What was taken of the bulk after ``last`` is handed out later."""
         self._cursor = last
         self.bulk += count
+        # What a group cannot carry would be read from the catalogue again for each group.
+        self._useful = max(BULK_TAKEN_MIN, 2 * (self._taken - count))
 
     def leave(self, paths: Iterable[tuple[bytes, Sequence]]) -> None:
         """These live paths are about to be sent."""

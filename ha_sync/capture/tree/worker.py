@@ -35,6 +35,7 @@ from ha_sync.files.rules import Rules, unit_order
 GROUP_CHANGES_MAX = 2000
 GROUP_BYTES_MAX = 8 * 1024 * 1024
 BULK_COPY_MIN = 64 * 1024
+PRODUCED_BYTES = 2 * FRAME_TARGET_BYTES  # by one call: handing frames over between threads costs too
 """In a sync smaller content is not looked for under other names: the question would cost more than the bytes."""
 
 DISTRUSTS = "distrusts"
@@ -428,7 +429,7 @@ class TreeWorker:
         frames: list[Frame] = []
         size = 0
         # A group that was begun is finished after a halt too: the guard let all that it deletes go.
-        while size < FRAME_TARGET_BYTES and (self._current is not None or not self.halted):
+        while size < PRODUCED_BYTES and (self._current is not None or not self.halted):
             if self._current is None:
                 if frames:
                     break
