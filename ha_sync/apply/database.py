@@ -82,6 +82,11 @@ class DatabaseSink:
         self._need = callback
         self._connect()
 
+    @property
+    def way(self) -> RowsSink | PagesSink:
+        """The sink in use."""
+        return self._inner
+
     def report(self) -> DatasetReport:
         """As the way in use says."""
         return self._inner.report()

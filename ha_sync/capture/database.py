@@ -68,6 +68,15 @@ class DatabaseSource:
         """The barrier of the way in use."""
         return await self._opened().settled()
 
+    async def resend(self, objects: tuple[bytes, ...]) -> None:
+        """Handed on."""
+        await self._opened().resend(objects)
+
+    @property
+    def way(self) -> RowsSource | PagesSource:
+        """The source in use. Raises WrongState where there is none."""
+        return self._opened()
+
     async def resume(self, *, accept_deletes: bool) -> None:
         """Handed on."""
         await self._opened().resume(accept_deletes=accept_deletes)

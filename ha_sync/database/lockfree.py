@@ -211,6 +211,11 @@ class LockFreeReader:
             if not accepted:
                 os.unlink(target)
 
+    @property
+    def accepted(self) -> object:
+        """What the file looked like when a copy was accepted last; None: none was, or a log was in use."""
+        return self._accepted
+
     def forget(self) -> None:
         """The last accepted copy was of no use: nothing counts as unchanged."""
         self._accepted = None

@@ -16,11 +16,16 @@ import grpc
 
 from ha_proto.sync.v1 import control_pb2 as control_pb
 from ha_proto.sync.v1 import examine_pb2 as pb
+from ha_sync.apply.database import DatabaseSink
+from ha_sync.apply.pages import PagesSink
 from ha_sync.backup.full.answering import Answerer, Member, refuse_unsuited
 from ha_sync.backup.full.desk import Desk
 from ha_sync.backup.full.memory import Memory
+from ha_sync.backup.full.pages import PagesExaminer, PagesWitness
 from ha_sync.backup.full.runner import FullBackup, Standing
 from ha_sync.backup.full.trees import TreeExaminer, TreeWitness
+from ha_sync.capture.database import DatabaseSource
+from ha_sync.capture.pages import PagesSource
 from ha_sync.capture.tree import TreeSource
 from ha_sync.config import TreeSettings
 from ha_sync.core.dataset import DatasetName, Report, Role
@@ -77,6 +82,8 @@ class _Host:
         if isinstance(settings, TreeSettings):
             assert isinstance(source, TreeSource), source
             return TreeExaminer(settings, source)
+        if isinstance(source, DatabaseSource) and isinstance(source.way, PagesSource):
+            return PagesExaminer(settings, source.way)
         raise OperatorNeeded("cannot compare", subject=name, reason="there is no examiner for it")
 
     def witness(self, name: DatasetName) -> Witness:
@@ -85,6 +92,8 @@ class _Host:
             raise Retryable("cannot answer about", subject=name, reason="its copy is not open")
         if isinstance(settings, TreeSettings):
             return TreeWitness(settings)
+        if isinstance(sink, DatabaseSink) and isinstance(sink.way, PagesSink):
+            return PagesWitness(settings, sink.way, asyncio.get_running_loop())
         raise OperatorNeeded("cannot answer about", subject=name, reason="there is no witness for it")
 
     async def replicated(self, name: DatasetName) -> None:

@@ -24,7 +24,7 @@ run_dir = "{0}/run"
 name = "cdr"
 kind = "sqlite"
 path = "/srv/cdr.db"
-[backup]
+[console]
 """
 
 
@@ -38,7 +38,7 @@ def test_check_config_lists_the_datasets_and_the_notices(tmp_path: Path) -> None
         "DATASET  KIND    PRIORITY  PATH",
         "cdr      sqlite  cdr       /srv/cdr.db",
     ]
-    assert said.out.splitlines()[3].startswith("notice: backup:")
+    assert said.out.splitlines()[3].startswith("notice: console:")
     facts = ha_sync("check-config", "--json", HA_SYNC_CONFIG=str(file)).json
     assert facts["datasets"] == [{"name": "cdr", "kind": "sqlite", "priority": "cdr", "path": "/srv/cdr.db"}]
 

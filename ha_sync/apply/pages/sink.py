@@ -163,6 +163,10 @@ class PagesSink:
         self._syncing = False
         self._durable(self.applied)
 
+    async def examined(self, job: Callable[[str, Published | None], _Result]) -> _Result:
+        """Runs ``job`` with the path and what was published there, while nothing of ours touches the file."""
+        return await self._work(lambda: job(self._place.path, self._ledger.published))
+
     def on_durable(self, callback: Callable[[Position], None]) -> None:
         """``callback`` hears of every new position."""
         self._durable = callback

@@ -142,6 +142,50 @@ class PagesSource:
                     return self.position
             await self._pause()
 
+    async def resend(self, objects: tuple[bytes, ...]) -> None:  # noqa: ARG002 - there is only one object
+        """Sends the file whole, under a new sequence: a barrier waits for it."""
+        journal = self._opened()
+        async with self._looking:
+            await self.work(self._reader.forget)
+            self._content, journal.mark = None, b""
+        self._event.set()
+        if self._session is not None:
+            self._session.need((b"",))
+
+    async def standing(self) -> tuple[Sequence, Known] | None:
+        """What the Standby has, as far as it acknowledged; None: not known."""
+        journal = self._opened()
+        return (journal.acknowledged, journal.standby) if journal.standby is not None else None
+
+    async def fresh(self, *, within_s: float) -> tuple[Copy | Rejected, bool]:
+        """Reads the file now, whatever is remembered of it; and whether it is rotten.
+
+        That is: nobody wrote since the last accepted copy, and yet the content is another. It is not sent then.
+        """
+        deadline = time.monotonic() + within_s
+        while True:
+            async with self._looking:
+                base = self._content
+                found, untouched = await self.work(lambda: self._read_anew(base))  # noqa: B023 - awaited at once
+                if isinstance(found, Copy):
+                    rotten = untouched and base is not None and found.hashes != base.hashes
+                    if not rotten:
+                        await self._note(found)
+                    return found, rotten
+            if found.why in _STATE_OF or time.monotonic() >= deadline:
+                return found, False
+            await asyncio.sleep(self._pace.retry_s)
+
+    def _read_anew(self, base: Known | None) -> tuple[Copy | Rejected, bool]:
+        before = self._reader.accepted
+        found = self._reader.attempt(
+            block_size=None if base is None else base.block_size,
+            known=b"" if base is None else base.hashes,
+            patient=self._pace.patient(now=time.monotonic()),
+        )
+        assert not isinstance(found, Unchanged)
+        return found, before is not None and before == self._reader.accepted
+
     async def resume(self, *, accept_deletes: bool) -> None:  # noqa: ARG002 - the protocol's
         """Nothing of this kind halts; an alarm's slow tick is ended."""
         self._pace = Pace()
@@ -248,9 +292,9 @@ class PagesSource:
         now = time.monotonic()
         self._ledger.acknowledged(sequence, at=now)
         if sequence >= journal.acknowledged:
+            if known is not None or sequence > journal.acknowledged:
+                journal.standby = known  # not known: a reconnect compares
             journal.acknowledged = sequence
-            if known is not None:
-                journal.standby = known
         if now - self._last_store >= ACKNOWLEDGED_STORE_S:
             self._last_store = now
             task = asyncio.create_task(self.work(lambda: journal.store(durable=False)), name="pages store")
