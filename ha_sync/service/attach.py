@@ -28,6 +28,7 @@ from ha_sync.errors import HaSyncError, Retryable
 from ha_sync.node import Membership, Node
 from ha_sync.service.full_backup import FullBackups
 from ha_sync.service.peer import AgentPath, PeerLink
+from ha_sync.service.restoring import Restoring
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,8 @@ class AgentLink:
         self._role_settled.set()
         self._quiescing: asyncio.Task[None] | None = None
         self.attached = False
+        self.restoring = Restoring(self._changed.set)
+        self.model = self.firmware = ""  # of this node, as the agent knows them
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -86,6 +89,7 @@ class AgentLink:
                 with contextlib.suppress(grpc.aio.AioRpcError):
                     await self._attach_once(tasks)
                 if self.attached:
+                    self.restoring.interrupt("the agent of this node is gone")
                     self._report_event("warning", "agent lost: the engine keeps its role", {})
                     self._link.agent_lost()
                 self.attached = False
@@ -124,7 +128,13 @@ class AgentLink:
             if facts == self._directed:
                 return
             self._directed = facts
+            self.model, self.firmware = directive.role.model, directive.role.firmware
+        if kind == "restore":
+            self.restoring.answered(directive.restore)
+            return
         self._end_quiesce()
+        if kind == "quiesce" or (kind == "role" and directive.role.role != Role.ACTIVE.value):
+            self.restoring.interrupt("the role of this node changes")
         match kind:
             case "role":
                 self._wanted = directive.role
@@ -209,6 +219,11 @@ class AgentLink:
             self._quiescing.cancel()
             self._quiescing = None
 
+    @property
+    def promoted(self) -> int:
+        """The epoch whose promotion is complete."""
+        return self._progress.promoted
+
     # ---- reports
 
     def _report(self) -> pb.EngineReport:
@@ -225,7 +240,7 @@ class AgentLink:
             sound=standing.sound,
             current=standing.current,
             progress=standing.progress,
-            backup=self._full_backups.running,
+            backup=self._full_backups.running or self.restoring.serial != 0,
             backup_left_s=self._full_backups.left_s,
             digest=xxhash.xxh3_128_hexdigest(standing.positions.encode()),
             quiesced=progress.quiesced,
@@ -237,6 +252,7 @@ class AgentLink:
             ],
             pid=os.getpid(),
             paths=[dataset.path for dataset in node.settings.datasets],
+            restore=self.restoring.serial,
         )
 
 
