@@ -82,6 +82,12 @@ class FakeLink:
         self.lost += 1
 
 
+class FakeBackups:
+    """What ``AgentLink`` needs of the full backups: none runs."""
+
+    running, left_s = False, 0.0
+
+
 @dataclass(slots=True)
 class Ends:
     """An agent that serves its socket, and the means to start engines at it."""
@@ -147,6 +153,7 @@ async def attached(
         membership=lambda: None,
         report=lambda _severity, what, fields: told.append(f"{what} {fields.get('reason', '')}".strip()),
         link=link or FakeLink(),  # type: ignore[arg-type]
+        full_backups=FakeBackups(),  # type: ignore[arg-type]
     )
     running = asyncio.create_task(engine.run())
     try:
