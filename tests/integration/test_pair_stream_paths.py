@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Self
 
@@ -13,7 +14,7 @@ import pytest
 
 from ha_proto.sync.v1 import control_pb2
 from tests.support import netns
-from tests.support.netns_pair import NetNode, NetPair, until
+from tests.support.netns_pair import AGENT, NetNode, NetPair, until
 from tests.support.netns_watch import Holders
 from tests.support.small_pair import read_rows
 
@@ -42,7 +43,7 @@ def ways(node: NetNode) -> list[str]:
     return [one.stream_path for one in node.engine_status().datasets]
 
 
-def told(pair: NetPair):
+def told(pair: NetPair) -> Callable[[], str]:
     return lambda: "\n".join([pair.told(), *(str(node.engine_status().peer) for node in pair.nodes.values())])
 
 
@@ -161,3 +162,15 @@ def test_a_cable_that_carries_nothing_in_one_direction_is_left_too(pair: NetPair
         until(lambda: ways(standby) == ["lan"] * DATASETS, "streams on the LAN", told(pair))
         until_all_is_copied(pair, writer)
     assert pair.standby is standby
+
+
+@pytest.mark.req("R10", "R22")
+def test_without_its_agent_the_standby_notices_a_dead_cable_by_itself(pair: NetPair) -> None:
+    active, standby = pair.roles
+    standby.signal(signal.SIGKILL, AGENT)
+    with Writer(f"{active.data}/config.db", 50_000) as writer:
+        pair.net.cut_cable()  # no reset comes: only pings that nobody answers
+        until(lambda: ways(standby) == ["lan"] * DATASETS, "streams on the LAN", told(pair))
+        until_all_is_copied(pair, writer)
+    assert moves(standby)[-1][:2] == ("cable", "lan")
+    assert active.status().role == "active"
