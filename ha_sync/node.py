@@ -85,6 +85,13 @@ class _Endpoint:
     based: bool = False  # before this node served it, it was a copy of the other node's
 
 
+@dataclass(slots=True, kw_only=True)
+class Stillness:
+    """What became of the data while the node stood still."""
+
+    exchanged: bool = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetStatus:
     """A dataset's settings, its report and whether its stream is connected."""
@@ -169,14 +176,37 @@ class Node:
                 self.role, self.epoch = role, epoch
             finally:
                 self._turning = False
-            for endpoint in self._endpoints.values():
-                endpoint.tried.clear()
-                endpoint.tasks.append(asyncio.create_task(self._keep_open(endpoint), name=endpoint.settings.name))
+            self._begin_ends()
             if role is Role.ACTIVE:
                 self._booted.clear()
                 await self._captures_begun()
             self._report("info", "role taken", {"role": role.value, "epoch": epoch, "finished": len(finished)})
             return finished
+
+    @contextlib.asynccontextmanager
+    async def still(self) -> AsyncIterator[Stillness]:
+        """Nobody here touches the Active's data until the block ends; no role is taken meanwhile.
+
+        The captures go on afterwards, but where the data was exchanged: then the role of a new epoch begins them.
+        """
+        async with self._changing:
+            if self.role is not Role.ACTIVE:
+                raise WrongState("the data is not this node's to change", reason="this node is not the Active")
+            stillness = Stillness()
+            self._turning = True
+            try:
+                await self._stop_streams()
+                await self._close_ends()
+                yield stillness
+            finally:
+                self._turning = False
+                if not stillness.exchanged:
+                    self._begin_ends()
+
+    def _begin_ends(self) -> None:
+        for endpoint in self._endpoints.values():
+            endpoint.tried.clear()
+            endpoint.tasks.append(asyncio.create_task(self._keep_open(endpoint), name=endpoint.settings.name))
 
     async def _captures_begun(self) -> None:
         """The PBX is started when this returns: a database that a program has open takes no triggers."""

@@ -27,6 +27,7 @@ VERBS: Final = {
     "full-backup": "ha_sync.cli.full_backup",
     "logs": "ha_sync.cli.logs",
     "maintenance": "ha_sync.cli.maintenance",
+    "package": "ha_sync.cli.package",
     "pair": "ha_sync.cli.pair",
     "release": "ha_sync.cli.release",
     "resume": "ha_sync.cli.resume",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import functools
 import time
@@ -22,6 +23,7 @@ from ha_sync.node import DatasetStatus, Node
 from ha_sync.pairing.keyring import Keyring
 from ha_sync.service.full_backup import FullBackups
 from ha_sync.service.logbook import Logbook, list_findings, list_runs
+from ha_sync.service.packages import Packages
 from ha_sync.service.peer import PeerLink, PeerWatch
 from ha_sync.service.status_map import Context, streaming, unary
 
@@ -45,6 +47,7 @@ class Parts:
     logbook: Logbook
     full_backups: FullBackups
     began: float  # monotonic
+    packages: Packages
     by_hand: bool  # the role is given by hand, not by an agent
 
 
@@ -127,6 +130,33 @@ class ControlServicer(control_pb2_grpc.ControlServiceServicer):
     async def Detach(self, request: pb.DetachRequest, _context: Context) -> pb.DetachResponse:
         """Removes every trace of ours."""
         return pb.DetachResponse(removed=await self._parts.node.detach(request.dataset))
+
+    @streaming
+    async def ExportPackage(
+        self, request: pb.ExportPackageRequest, _context: Context
+    ) -> AsyncIterator[pb.ExportPackageResponse]:
+        """Everything as one package."""
+        async with contextlib.aclosing(self._parts.packages.export(request)) as responses:
+            async for response in responses:
+                yield response
+
+    @streaming
+    async def VerifyPackage(
+        self, request: pb.VerifyPackageRequest, _context: Context
+    ) -> AsyncIterator[pb.PackageProgress]:
+        """Whether a package is whole, and fits."""
+        async with contextlib.aclosing(self._parts.packages.verify(request)) as messages:
+            async for message in messages:
+                yield message
+
+    @streaming
+    async def RestorePackage(
+        self, request: pb.RestorePackageRequest, _context: Context
+    ) -> AsyncIterator[pb.PackageProgress]:
+        """The content of a package in the place of the data."""
+        async with contextlib.aclosing(self._parts.packages.restore(request)) as messages:
+            async for message in messages:
+                yield message
 
     @streaming
     async def ListEvents(self, request: pb.ListEventsRequest, _context: Context) -> AsyncIterator[pb.Event]:

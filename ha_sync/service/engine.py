@@ -40,6 +40,7 @@ from ha_sync.service.control import ControlServicer, Parts
 from ha_sync.service.full_backup import FullBackups
 from ha_sync.service.full_syncs import FullSyncs
 from ha_sync.service.logbook import open_logbook
+from ha_sync.service.packages import PackageParts, Packages
 from ha_sync.service.peer import STREAM_OPTIONS, PeerLink, PeerWatch
 from ha_sync.service.replication import ReplicationServicer
 
@@ -101,6 +102,16 @@ class _Engine:
             link=self._link,
             full_backups=self._full_backups,
         )
+        self._packages = Packages(
+            PackageParts(
+                node=self._node,
+                agent=self._agent,
+                log=self._logbook.backup,
+                report=self._report,
+                membership=self._membership,
+                by_hand=lambda: self._by_hand,
+            )
+        )
         self._watch = PeerWatch(self._node, self._link, self._report)
         self._refusals = Refusals(self._report)
         self.witness = HandshakeWitness(self._refusals, port=int(node_settings.listen[0].rpartition(":")[2]))
@@ -124,6 +135,7 @@ class _Engine:
         for notice in self._settings.notices:
             self._report("warning", "settings accepted with a notice", {"notice": notice})
         try:
+            await self._packages.recover()
             async with self._control_server(), asyncio.TaskGroup() as tasks:
                 if identity_exists(self._settings.node.state_dir):
                     await self._join_pair(tasks)
@@ -136,6 +148,7 @@ class _Engine:
                 tasks.create_task(self._watch.run())
                 tasks.create_task(self._full_backups.run())
         finally:
+            await self._packages.close()
             await self._node.close()
             self._state.close()
             self._full_syncs.close()
@@ -208,6 +221,7 @@ class _Engine:
                 logbook=self._logbook,
                 full_backups=self._full_backups,
                 began=self._began,
+                packages=self._packages,
                 by_hand=self._by_hand,
             )
         )

@@ -1,4 +1,4 @@
-"""``restore(export(x)) == x`` whatever x is, and at every step of a restore either the data before or the data after."""
+"""``restore(export(x)) == x`` whatever x is; at every step of a restore the data is that of before or of after."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ class Site:
             os.path.join(folder, name)
             for folder, folders, files in os.walk(self.base)
             for name in (*folders, *files)
-            if name.startswith(".ha-") or name.startswith(("package-", "restore"))
+            if name.startswith((".ha-", "package-", "restore"))
         ]
         return [path for path in found if path != self.package]
 

@@ -68,6 +68,7 @@ class Swap:
         self._path = os.path.join(state_dir, INTENT_NAME)
         self._plans = plans
         self._intent: Intent | None = None
+        self._committed = False
 
     def begin(self) -> None:
         """Staging may begin. Raises OperatorNeeded where a folder is missing."""
@@ -86,6 +87,11 @@ class Swap:
         )
         assert self._intent is not None
         _clear(self._intent)
+
+    @property
+    def committed(self) -> bool:
+        """Whether the new data is the data."""
+        return self._committed
 
     def choose(self, names: tuple[str, ...]) -> None:
         """Only these datasets were staged."""
@@ -115,6 +121,7 @@ class Swap:
         """From here on the new data is the data."""
         assert self._intent is not None
         self._note(replace(self._intent, phase=COMMITTED))
+        self._committed = True
 
     def forget(self) -> None:
         """What the captures remember is of the old data."""

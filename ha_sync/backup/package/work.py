@@ -42,6 +42,7 @@ class Work:
         self._listening: asyncio.Task[None]
         self._end: dict[str, Any] = {}
         self._unsaid = ""
+        self._begun = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         self._process = await asyncio.create_subprocess_exec(
@@ -76,6 +77,10 @@ class Work:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.shield(ending)
 
+    async def begun(self) -> None:
+        """Until the process has said what there is to do, or has ended."""
+        await self._begun.wait()
+
     async def output(self) -> AsyncIterator[bytes]:
         """What the process writes to its standard output, until it closes it."""
         assert self._process.stdout is not None
@@ -97,6 +102,12 @@ class Work:
         return result
 
     async def _listen(self) -> None:
+        try:
+            await self._listen_on()
+        finally:
+            self._begun.set()
+
+    async def _listen_on(self) -> None:
         assert self._process.stderr is not None
         async for line in self._process.stderr:
             try:
@@ -111,6 +122,7 @@ class Work:
                     self._end[what] = value
                 else:
                     self._told(what, value)
+                    self._begun.set()
 
 
 def _raised(said: dict[str, str]) -> HaSyncError:
