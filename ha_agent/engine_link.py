@@ -79,7 +79,12 @@ class EngineLink:
             return
         self._paths = paths
         if self._role is not None:
-            self.direct(self._role.role, self._role.epoch, active_at=self._role.active_at)
+            role = pb.RoleDirective()
+            role.CopyFrom(self._role)  # a copy: the older one may still wait to be sent
+            role.ClearField("paths")
+            role.paths.extend(paths)
+            self._role = role
+            self._send(pb.Directive(role=role))
 
     def resume(self) -> None:
         """A quiesce was given up."""
