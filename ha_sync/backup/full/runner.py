@@ -92,6 +92,16 @@ class Standing:
     wire_bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """Where the schedule has its times from."""
+
+    wall: Callable[[], float] = wall_clock
+    zone: Callable[[], dt.tzinfo] = local_zone
+    make_up_after_s: float = MAKE_UP_AFTER_S
+    look_s: float = SCHEDULE_LOOK_S
+
+
 class _Run:
     """One run, and what an examiner may ask of it (``core.examine.Run``), for one dataset after the other."""
 
@@ -223,6 +233,7 @@ class FullBackup:
         settings: BackupSettings,
         report: Report,
         peer: Callable[[], str],
+        times: Times | None = None,
     ) -> None:
         self.host = host
         self.desk = desk
@@ -238,6 +249,7 @@ class FullBackup:
         self._why = ""  # it is being cancelled
         self._changed = asyncio.Event()
         self._next_unix_s: float | None = None
+        self._times = times or Times()
         self._began = time.monotonic()
         desk.begun_unix_s = memory.now.last_begun_unix_s
 
@@ -253,7 +265,7 @@ class FullBackup:
                 await self._end_of_role()
                 if self.host.role is Role.ACTIVE and self._task is None:
                     await self._go_on()
-                    if time.monotonic() - looked_at >= SCHEDULE_LOOK_S:
+                    if time.monotonic() - looked_at >= self._times.look_s:
                         looked_at = time.monotonic()
                         await self._look_at_schedule()
                 await asyncio.sleep(LOOK_S)
@@ -279,24 +291,18 @@ class FullBackup:
     async def _look_at_schedule(self) -> None:
         if self._schedule is None:
             return
-        zone = await asyncio.to_thread(local_zone)
-        now = dt.datetime.fromtimestamp(wall_clock(), zone)
-        last_unix_s = self._memory.now.last_begun_unix_s
-        if not last_unix_s:
+        zone = await asyncio.to_thread(self._times.zone)
+        now_unix_s = self._times.wall()
+        now = dt.datetime.fromtimestamp(now_unix_s, zone)
+        if not self._memory.now.last_begun_unix_s:
             # A node that never made one begins with the next night, not with its installation.
-            await self.noted(wall_clock())
-            last_unix_s = self._memory.now.last_begun_unix_s
-        last = dt.datetime.fromtimestamp(last_unix_s, zone)
+            await self.noted(now_unix_s)
+        last = dt.datetime.fromtimestamp(self._memory.now.last_begun_unix_s, zone)
         following = self._schedule.next_after(max(last, now), zone)
         self._next_unix_s = following.timestamp() if following else None
-        if self._schedule.due(last, now, zone) and time.monotonic() - self._began >= MAKE_UP_AFTER_S:
+        if self._schedule.due(last, now, zone) and time.monotonic() - self._began >= self._times.make_up_after_s:
             with contextlib.suppress(WrongState):
-                await self.start(self.settings_depth(), Trigger.SCHEDULE)
-
-    @staticmethod
-    def settings_depth() -> Depth:
-        """How far a scheduled run looks."""
-        return Depth.CONTENT
+                await self.start(Depth.CONTENT, Trigger.SCHEDULE)
 
     async def noted(self, unix_s: float) -> None:
         """A full backup began at that time, here or on the other node."""
@@ -324,7 +330,7 @@ class FullBackup:
             )
         if self._task is not None:
             return True
-        begun = wall_clock()
+        begun = self._times.wall()
         state = RunState(depth=depth, trigger=trigger.value, epoch=self.host.epoch, begun_unix_s=begun)
         self._begin(state, reason="")  # before any await: whoever comes next joins
         return False
