@@ -240,7 +240,7 @@ class _Examination:
                 if not items:
                     break
                 after = items[-1][0]
-                if len(self._pending) >= AHEAD:
+                while self._pending and (len(self._pending) >= AHEAD or self._pending[0].theirs.done()):
                     await self._settle(self._pending.popleft())
             while self._pending:
                 await self._settle(self._pending.popleft())
