@@ -34,6 +34,7 @@ from ha_sync.backup.package.occupants import occupants
 from ha_sync.backup.package.plan import DatasetPlan, plan_of, plans_out
 from ha_sync.backup.package.swap import Swap, recover
 from ha_sync.backup.package.work import Work
+from ha_sync.capture.tree.guard import RESTORED
 from ha_sync.config import DatasetSettings, SqliteSettings
 from ha_sync.core.dataset import DatasetName, Report, Role
 from ha_sync.core.examine import Fault, Finding, Side
@@ -343,7 +344,7 @@ class Packages:
         async with node.still() as stillness:
             try:
                 await self._require_nobody(chosen)
-                await _whole(asyncio.to_thread(swap.exchange, forget=self._remembered(chosen)))
+                await _whole(asyncio.to_thread(swap.exchange, **self._captures(chosen)))
                 await _whole(self._commit(swap))
             except BaseException as failed:
                 if not swap.committed:
@@ -428,15 +429,20 @@ class Packages:
         if found:
             raise Refused("cannot restore", reason="; ".join(found), hint="stop these programs first")
 
-    def _remembered(self, names: tuple[str, ...]) -> tuple[bytes, ...]:
-        """What the captures remember of the data: with it gone each begins a new incarnation, and trusts nothing."""
-        found = []
-        for name in names:
-            folder = os.path.join(self._state_dir, "datasets", name)
-            if os.path.isdir(folder):
+    def _captures(self, names: tuple[str, ...]) -> dict[str, tuple[bytes, ...]]:
+        """What the captures remember of the data: with it gone each begins a new incarnation, and trusts nothing.
+
+        Their trees are marked: what the Standby has more than a restored tree is no accident.
+        """
+        forget, mark = [], []
+        for plan in self._plans():
+            folder = os.path.join(self._state_dir, "datasets", plan.name)
+            if plan.name in names and os.path.isdir(folder):
                 files = [file for file in os.listdir(folder) if file.startswith(("source", "catalogue"))]
-                found += [os.fsencode(os.path.join(folder, file)) for file in files]
-        return tuple(found)
+                forget += [os.fsencode(os.path.join(folder, file)) for file in files]
+                if plan.kind == "tree":
+                    mark.append(os.fsencode(os.path.join(folder, f"catalogue.db{RESTORED}")))
+        return {"forget": tuple(forget), "mark": tuple(mark)}
 
     def _interrupt(self, reason: str) -> None:
         if self._restoring is not None and not self._restoring.done() and self._parts.agent.restoring.serial:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from ha_sync.backup.package.format import bytes_of, text_of
-from ha_sync.backup.package.places import COMPANIONS, HIDDEN, Place, place_of
+from ha_sync.backup.package.places import COMPANIONS, HIDDEN, Place, place_of, remove_tree
 from ha_sync.backup.package.plan import DatasetPlan
 from ha_sync.database.durable import sync_folder, write_durably
 from ha_sync.database.keeping import drop, put_back, take_out
@@ -58,6 +58,7 @@ class Intent:
     roots: tuple[RootMetadata, ...] = ()
     moves: tuple[Move, ...] = ()
     forget: tuple[bytes, ...] = ()  # what the captures remember of the data before: files of the engine's own
+    mark: tuple[bytes, ...] = ()  # files made instead: what is missing now was taken away on purpose
 
 
 class Swap:
@@ -97,7 +98,7 @@ class Swap:
         """Only these datasets were staged."""
         self._plans = tuple(plan for plan in self._plans if plan.name in names)
 
-    def exchange(self, *, forget: tuple[bytes, ...]) -> None:
+    def exchange(self, *, forget: tuple[bytes, ...] = (), mark: tuple[bytes, ...] = ()) -> None:
         """The staged content takes the place of the present one. Raises Refused, OSError; then call ``give_up``."""
         assert self._intent is not None
         moves: list[Move] = []
@@ -108,7 +109,7 @@ class Swap:
             else:
                 _keep_rows(plan, place, f"{self._path}.own")
                 moves += _database_moves(place)
-        self._note(replace(self._intent, phase=SWAPPING, moves=tuple(moves), forget=forget))
+        self._note(replace(self._intent, phase=SWAPPING, moves=tuple(moves), forget=forget, mark=mark))
         for source, target in moves:
             _move(source, target)
         for plan in self._plans:
@@ -219,9 +220,14 @@ def _drop(path: str) -> None:
 
 def _forget(intent: Intent) -> None:
     for path in intent.forget:
+        if os.path.isdir(path) and not os.path.islink(path):
+            remove_tree(path)
+            continue
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
-    for folder in {os.path.dirname(path) for path in intent.forget}:
+    for path in intent.mark:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    for folder in {os.path.dirname(path) for path in intent.forget + intent.mark}:
         if os.path.isdir(folder):
             sync_folder(os.fsdecode(folder))
 
@@ -421,6 +427,7 @@ def _out(intent: Intent) -> bytes:
         ],
         "moves": [[text_of(source), text_of(target)] for source, target in intent.moves],
         "forget": [text_of(path) for path in intent.forget],
+        "mark": [text_of(path) for path in intent.mark],
     }
     return json.dumps(values).encode("ascii")
 
@@ -448,4 +455,5 @@ def _in(data: bytes) -> Intent:
         ),
         moves=tuple((bytes_of(source), bytes_of(target)) for source, target in values["moves"]),
         forget=tuple(map(bytes_of, values["forget"])),
+        mark=tuple(map(bytes_of, values["mark"])),
     )

@@ -7,6 +7,7 @@ delete in portions is one. Blocking; belongs to the dataset's thread.
 
 from __future__ import annotations
 
+import enum
 import os
 import uuid
 from collections import deque
@@ -21,11 +22,22 @@ MARKER_MAX = 256
 MASS_MIN = 20
 WINDOW_S = 10.0
 
+RESTORED = ".restored"
+"""A file beside the catalogue: an administrator restored the tree, so what the Standby has and it has not is gone."""
+
 STABLE_IDS = frozenset({"ext2", "ext3", "ext4", "btrfs", "f2fs"})
 """Filesystems whose id comes from the filesystem itself and survives a reboot."""
 
 _IDENTITY = "root_identity"
 _FILESYSTEM = "root_filesystem"
+
+
+class Accepted(enum.Enum):
+    """How far what an operator accepted, by ``--accept-deletes`` or a restore, has come; the next loss is judged."""
+
+    NOTHING = enum.auto()
+    BEING_FOUND = enum.auto()
+    BEING_SENT = enum.auto()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ the other: live changes first, then growing files, then the bulk of a sync. Time
 
 from __future__ import annotations
 
-import enum
+import contextlib
 import os
 import stat
 import time
@@ -17,7 +17,7 @@ from ha_sync.capture.settle import Due
 from ha_sync.capture.tree.appending import Appending
 from ha_sync.capture.tree.comparing import Comparison
 from ha_sync.capture.tree.frames import FrameBuilder, frames_of, nothing
-from ha_sync.capture.tree.guard import MASS_MIN, RootGuard, boot_id
+from ha_sync.capture.tree.guard import MASS_MIN, RESTORED, Accepted, RootGuard, boot_id
 from ha_sync.capture.tree.journal import Journal, Notice
 from ha_sync.capture.tree.links import Links
 from ha_sync.capture.tree.losses import Losses
@@ -58,14 +58,6 @@ class Told:
     reports: list[tuple[str, str, dict[str, object]]] = field(default_factory=list)
 
 
-class Accepted(enum.Enum):
-    """How far what an operator accepted with ``--accept-deletes`` has come; the next loss is judged again."""
-
-    NOTHING = enum.auto()
-    BEING_FOUND = enum.auto()
-    BEING_SENT = enum.auto()
-
-
 class TreeWorker:
     """See the module."""
 
@@ -92,7 +84,8 @@ class TreeWorker:
         self._distrusts = False  # the Standby was sent what no catalogue of ours tells of: everything goes whole
         self._continued = False
         self._stored_acknowledged = Sequence(0)
-        self._accepted = Accepted.NOTHING
+        self._restored = catalogue_path + RESTORED
+        self._accepted = Accepted.BEING_FOUND if os.path.exists(self._restored) else Accepted.NOTHING
         self._warned: set[bytes] = set()
 
     # ---- life
@@ -465,6 +458,8 @@ class TreeWorker:
             return self._nothing_group()
         if self._accepted is Accepted.BEING_SENT and not journal.held:
             self._accepted = Accepted.NOTHING
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._restored)
         return None
 
     def _consistent(self, sequence: Sequence) -> bool:
