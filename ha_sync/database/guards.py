@@ -61,6 +61,13 @@ def install_guards(db: apsw.Connection, schema: Schema, locality: Locality, *, a
     return bool(stale or missing)
 
 
+def unguarded(db: apsw.Connection, schema: Schema, locality: Locality, *, active_at: str) -> tuple[str, ...]:
+    """The tables that lack a guard, or have one that somebody changed."""
+    have = our_triggers(db)
+    wanted = guard_triggers(schema, locality, active_at=active_at)
+    return tuple(sorted({t.table for t in wanted if have.get(t.name) != (t.table, t.sql)}))
+
+
 def remove_guards(db: apsw.Connection) -> tuple[str, ...]:
     """Drops the guards, within the caller's transaction. Returns their names."""
     names = [n for n in our_triggers(db) if n.startswith(GUARD)]

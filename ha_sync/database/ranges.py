@@ -25,6 +25,7 @@ from ha_sync.database.schema import Keyed, Schema, Table
 RANGES_ABOUT = 256
 RANGE_ROWS_MIN = 256
 RANGE_ROWS_MAX = 8192
+EVERYTHING = Span()
 PLAIN_COLUMNS = 5  # of inv.range, before the key's
 
 
@@ -58,14 +59,15 @@ def comparable(schema: Schema, locality: Locality) -> tuple[Table, ...]:
     )
 
 
-def cut(hasher: Hasher, rows: int, *, after: Key | None = None) -> Iterator[tuple[Span, Digest]]:
-    """All ranges after a key, of ``rows`` rows or fewer large ones, shorter ones at the end of the table."""
+def cut(hasher: Hasher, rows: int, *, within: Span = EVERYTHING) -> Iterator[tuple[Span, Digest]]:
+    """All ranges of a span, of ``rows`` rows or fewer large ones; shorter ones at the end of the table."""
+    after = within.after
     while True:
-        found, upto = hasher.next(after, rows)
-        if upto is None and rows > RANGE_ROWS_MIN and found.rows >= RANGE_ROWS_MIN:
+        found, upto = hasher.next(Span(after=after, upto=within.upto), rows)
+        if upto is None and within.upto is None and rows > RANGE_ROWS_MIN and found.rows >= RANGE_ROWS_MIN:
             rows = max(RANGE_ROWS_MIN, 1 << ((found.rows - 1).bit_length() - 1))
             continue
-        yield Span(after=after, upto=upto), found
+        yield Span(after=after, upto=upto or within.upto), found
         if upto is None:
             return
         after = upto

@@ -76,19 +76,20 @@ class Hasher:
         self._name = quoted(table.name)
         self._shared = locality.shared(table.name)
         self._keys = [f"{self._name}.{quoted(k)}" for k in table.key]
-        self._key = f"({', '.join(self._keys)})" if len(self._keys) > 1 else self._keys[0]
+        self._key = f"({', '.join(self._keys)})" if len(self._keys) > 1 else "".join(self._keys)
         columns = ", ".join(f"{self._name}.{quoted(c)}" for c in table.shipped)
         self._insert = f"INSERT INTO sum.r SELECT {columns} FROM main.{self._name} WHERE {self._shared}"
-        self._piece = PIECE_ROWS_FIRST  # as the rows seen last were
-        self._order = f" ORDER BY {', '.join(self._keys)} LIMIT ?"
+        # As large as the rows seen last let it be. Without a key a table is one piece, in the order of its values.
+        self._piece = PIECE_ROWS_FIRST if self._keys else ROWS_ALL
+        columns_by_value = [f"{self._name}.{quoted(c)}" for c in table.shipped]
+        order = self._keys or [f"{c} COLLATE BINARY, typeof({c})" for c in columns_by_value]
+        self._order = f" ORDER BY {', '.join(order)} LIMIT ?"
 
     def __enter__(self) -> Self:
         run(self._db, f"CREATE TABLE sum.r({', '.join(f'c{i}' for i in range(len(self._table.shipped)))})")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if kind is None or issubclass(kind, GeneratorExit):
             run(self._db, "DROP TABLE sum.r")
         # Else the caller's transaction may have gone, and the attached database follows it.
@@ -99,22 +100,22 @@ class Hasher:
             rows, _ = self._fill(span, rows_max + 1, size_max)
             return self._digest(rows, whole=rows <= rows_max and self._bytes() <= size_max)
 
-    def next(self, after: Key | None, rows: int) -> tuple[Digest, Key | None]:
-        """The next ``rows`` rows, or fewer large ones, and the last one's key; None where the table ends."""
+    def next(self, span: Span, rows: int) -> tuple[Digest, Key | None]:
+        """The first ``rows`` rows of a span, or fewer large ones, and the last one's key; None where the span ends."""
         with self._image():
-            found, more = self._fill(Span(after=after), rows, IMAGE_BYTES)
+            found, more = self._fill(span, rows, IMAGE_BYTES)
             upto = self._last_key() if more else None
             return self._digest(found, whole=True), upto
 
-    def each(self, span: Span, *, rows_max: int) -> list[tuple[Key, bytes]]:
-        """Key and hash of every row of ``span``, of the first ``rows_max`` at most."""
+    def each(self, span: Span, *, rows_max: int) -> list[tuple[Key, Digest]]:
+        """Key and digest of every row of ``span``, of the first ``rows_max`` at most; in a read transaction."""
         condition, bindings = self._within(span)
         keys = self._db.execute(
             f"SELECT {selected(self._keys)} FROM main.{self._name} WHERE {self._shared} AND {condition}{self._order}",
             (*bindings, rows_max),
         ).fetchall()
         found = map(taken, keys)
-        return [(key, self.digest(Span(upto=key, only=True)).hash) for key in found]
+        return [(key, self.digest(Span(upto=key, only=True))) for key in found]
 
     # ---- images ---------------------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ def damage_of_image(image: bytes | bytearray) -> str:
     connection = apsw.Connection(":memory:")
     try:
         connection.deserialize("main", bytes(plain))
-        return _damage(connection)
+        return damage_of(connection)
     except (apsw.CorruptError, apsw.NotADBError) as error:
         return str(error)
     finally:
@@ -50,15 +50,16 @@ def damage_of_file(path: str, *, thorough: bool = False) -> str:
     except (apsw.CorruptError, apsw.NotADBError) as error:
         return str(error)
     try:
-        return _damage(connection, check="integrity_check" if thorough else "quick_check")
+        return damage_of(connection, check="integrity_check" if thorough else "quick_check")
     finally:
         connection.close()
 
 
-def _damage(connection: apsw.Connection, *, check: str = "quick_check") -> str:
+def damage_of(connection: apsw.Connection, *, check: str = "quick_check") -> str:
+    """What is wrong with an open database: by ``quick_check``, or by ``integrity_check`` as to its indices too."""
     try:
         connection.execute("PRAGMA trusted_schema=OFF")
-        lines = [str(row[0]) for row in connection.execute(f"PRAGMA {check}({_FINDINGS_MAX})")]
+        lines = [str(row[0]) for row in connection.execute(f"PRAGMA main.{check}({_FINDINGS_MAX})")]
     except (apsw.CorruptError, apsw.NotADBError, apsw.FormatError) as error:
         return str(error)
     except apsw.Error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import xxhash
 from google.protobuf.message import DecodeError
 
 from ha_proto.sync.v1 import examine_pb2 as pb
@@ -66,6 +67,25 @@ def span_of(message: pb.RowsSpan, table: Table) -> Span:
     if any(key is not None and len(key) != len(table.key) for key in (after, upto)) or (message.only and upto is None):
         raise ProtocolFault("refused a span of keys", subject=table.name, reason="its keys are of another table")
     return Span(after=after, upto=upto, only=message.only)
+
+
+def sql_hash(table: Table) -> bytes:
+    """Names a table's SQL: a key means the same on both nodes where it is the same."""
+    return xxhash.xxh3_64_digest(table.sql.encode("utf-8", "surrogatepass"))
+
+
+def cursor_at(table: str, after: Key | None) -> bytes:
+    """Where an interrupted full backup goes on: in ``table``, after a key."""
+    return pb.RowsRange(table=table, span=span_message(Span(after=after))).SerializeToString()
+
+
+def cursor_of(data: bytes) -> tuple[str, Key | None]:
+    """Table and key of a cursor; the beginning for what is none."""
+    try:
+        message = pb.RowsRange.FromString(data)
+    except DecodeError:
+        return "", None
+    return message.table, key_of(message.span.after) if message.span.HasField("after") else None
 
 
 def objects_of(data: bytes) -> pb.RowsObjects:

@@ -16,11 +16,12 @@ import apsw
 from ha_sync.apply.rows.incoming import Incoming
 from ha_sync.apply.rows.parts import apply_part
 from ha_sync.apply.rows.rebuild import Rebuild
+from ha_sync.apply.rows.renewal import renew, sweep
 from ha_sync.config import SqliteSettings
 from ha_sync.core.position import NOWHERE, Epoch, Incarnation, Position, Sequence
 from ha_sync.database.connection import Stamp, number, one, open_standby, reading, run, stamp, writing
 from ha_sync.database.facts import read_facts, write_facts
-from ha_sync.database.guards import install_guards, remove_guards
+from ha_sync.database.guards import install_guards, remove_guards, unguarded
 from ha_sync.database.image import Facts, Head, attach_image, detach_image, encoding_of, read_head
 from ha_sync.database.inventory import chunks
 from ha_sync.database.locality import Locality
@@ -30,6 +31,8 @@ from ha_sync.database.rowhash import hashing
 from ha_sync.database.schema import read_schema
 from ha_sync.database.triggers import remove_capture, remove_everything
 from ha_sync.errors import OperatorNeeded
+
+COPY_PAGES = 256  # of one step
 
 
 class Applier:
@@ -51,6 +54,7 @@ class Applier:
         self._active_at = active_at
         self._released = False
         self.position = NOWHERE
+        sweep(self._path)
         if not os.path.lexists(self._path):
             return
         db = self._connect(create=False)
@@ -67,8 +71,11 @@ class Applier:
         self._stamps = (self._stamps[1], now)
         return same
 
-    def check(self) -> str:
-        """Says what somebody did to the database behind our back, or nothing; puts the guards back."""
+    def check(self, *, thorough: bool = False) -> str:
+        """Says what somebody did to the database behind our back, or nothing; puts the guards back.
+
+        ``thorough``: looks for the guards too where the schema's version is as we left it.
+        """
         if self._released:
             return ""
         if self._db is None:
@@ -80,13 +87,34 @@ class Applier:
             self.position = NOWHERE
             return "the database file was replaced or removed"
         version = number(self._db, "PRAGMA main.schema_version")
-        if version == self._version:
+        if version == self._version and not thorough:
+            return ""
+        with reading(self._db):
+            gone = unguarded(self._db, read_schema(self._db), self._locality, active_at=self._active_at)
+        if version == self._version and not gone:
             return ""
         with writing(self._db):
             run(self._db, f"DROP TABLE IF EXISTS main.{POSITION}")  # compared even if we die before that
             install_guards(self._db, read_schema(self._db), self._locality, active_at=self._active_at)
         self._version = number(self._db, "PRAGMA main.schema_version")
-        return "the schema or the guards were changed"
+        return f"the guards of {', '.join(gone)} were gone" if gone else "the schema was changed"
+
+    def copy_to(self, target: str) -> Generator[None, None, None]:
+        """Writes a copy, some pages at each step; what is applied between two steps goes into it."""
+        copy = apsw.Connection(target)
+        try:
+            with copy.backup("main", self._connect(create=False), "main") as backup:
+                while not backup.done:
+                    backup.step(COPY_PAGES)
+                    yield
+        finally:
+            copy.close()
+
+    def renew(self) -> str:
+        """Makes the damaged file anew from what can be read; says how. Without a position, so that it is compared."""
+        lost = renew(self._path, self._locality, close=self.close)
+        self.position = NOWHERE
+        return lost
 
     def apply(self, incoming: Incoming | None, position: Position) -> None:
         """Makes a group durable; without an image only the position moves."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
@@ -28,6 +28,7 @@ from ha_sync.errors import Fenced, HaSyncError, OperatorNeeded, ProtocolFault, R
 
 GROUPS_MAX = 2
 TICK_S = 1.0
+NOTICED_MAX = 100
 TROUBLE = (apsw.Error, OSError)
 
 P = ParamSpec("P")
@@ -53,6 +54,9 @@ class RowsSink(Sink):
         self._comparing = False
         self._subscribed = False
         self._condition = (DatasetState.STARTING, "")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._noticed: list[tuple[int, str]] = []  # what was put right, for the full backup's log
+        self._noticed_count = 0
         self._durable: Callable[[Position], None] = lambda _position: None
         self._failure: Callable[[Exception], None] = lambda _error: None
         self._need: Callable[[tuple[bytes, ...]], None] = lambda _paths: None
@@ -62,6 +66,7 @@ class RowsSink(Sink):
         if self._thread is not None:
             raise WrongState("the sink is open already", subject=self._settings.path)
         self._epoch = epoch
+        self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"sink-{self._settings.name}")
         await self._in_thread(self._sweep)
         try:
@@ -195,6 +200,46 @@ class RowsSink(Sink):
             await asyncio.get_running_loop().run_in_executor(thread, self._applier.close)
             thread.shutdown(wait=True)
 
+    # ---- for the full backup: called from a thread of its own ------------------------------------------------------
+
+    def looked(self) -> None:
+        """Looks for guards that are gone and for a schema that was changed, and puts them right."""
+        self._from_outside(self._check(thorough=True))
+
+    def noticed(self, told: int) -> tuple[tuple[int, str], ...]:
+        """What was put right, numbered; what has a number up to ``told`` is forgotten."""
+        self._noticed = [(number, what) for number, what in self._noticed if number > told]
+        return tuple(self._noticed)
+
+    def copied(self, target: str) -> None:
+        """Writes a copy of the database, page by page, between two applies."""
+        self._from_outside(self._copy(target))
+
+    def renewed(self) -> str:
+        """Makes a damaged database anew from what can be read of it; says how. The rest comes by a full sync."""
+        return self._from_outside(self._renew())
+
+    def _from_outside(self, work: Coroutine[None, None, T]) -> T:
+        if self._loop is None or self._thread is None:
+            work.close()
+            raise WrongState("the sink is closed", subject=self._settings.path)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _copy(self, target: str) -> None:
+        steps = self._applier.copy_to(target)
+        try:
+            while await self._in_thread(lambda: next(steps, self) is not self):
+                pass
+        finally:
+            await self._in_thread(steps.close)
+
+    async def _renew(self) -> str:
+        how = await self._in_thread(self._applier.renew)
+        fields = {"dataset": self._settings.name, "how": how}
+        self._report("warning", "a damaged standby database was made anew", dict(fields))
+        self._mend(RepairNeeded("the standby's copy was damaged", subject=self._settings.path, reason=how))
+        return how
+
     # ---- applying -------------------------------------------------------------------------------------------------
 
     async def _apply_groups(self) -> None:
@@ -258,9 +303,9 @@ class RowsSink(Sink):
             }:
                 await self._check()
 
-    async def _check(self) -> None:
+    async def _check(self, *, thorough: bool = False) -> None:
         try:
-            tampered = await self._in_thread(self._applier.check)
+            tampered = await self._in_thread(self._applier.check, thorough=thorough)
         except TROUBLE as error:
             self._troubled(error)
             return
@@ -273,13 +318,18 @@ class RowsSink(Sink):
                     "what": tampered,
                 },
             )
-            repair = RepairNeeded("the standby's copy was changed", subject=self._settings.path, reason=tampered)
-            self._broken = repair
-            self._troubled(repair)
-            self._failure(repair)
+            self._noticed_count += 1
+            self._noticed = [*self._noticed[-NOTICED_MAX:], (self._noticed_count, tampered)]
+            self._mend(RepairNeeded("the standby's copy was changed", subject=self._settings.path, reason=tampered))
         elif self._condition[0] in {DatasetState.FAILED, DatasetState.STARTING} and self._broken is None:
             self._applied = self._applier.position
             self._show(*self._healthy())
+
+    def _mend(self, repair: RepairNeeded) -> None:
+        """The stream begins anew, with a compare."""
+        self._broken = repair
+        self._troubled(repair)
+        self._failure(repair)
 
     def _healthy(self) -> tuple[DatasetState, str]:
         if not self._subscribed:

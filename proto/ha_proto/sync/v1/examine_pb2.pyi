@@ -439,7 +439,7 @@ class RowsDescribe(_message.Message):
     known: _builtins.bytes
     """hash of the description that the Active expects"""
     told: _builtins.int
-    """what was noticed up to this number is in the Active's log"""
+    """what was noticed up to this number stands in the Active's log"""
     def __init__(
         self,
         *,
@@ -461,7 +461,6 @@ class RowsDescription(_message.Message):
     ABSENT_FIELD_NUMBER: _builtins.int
     HASH_FIELD_NUMBER: _builtins.int
     SCHEMA_FIELD_NUMBER: _builtins.int
-    GUARDS_FIELD_NUMBER: _builtins.int
     NOTICED_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
     absent: _builtins.bool
@@ -472,10 +471,6 @@ class RowsDescription(_message.Message):
     bytes: _builtins.int
     """of the file"""
     @_builtins.property
-    def guards(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """tables whose guards are missing or changed"""
-
-    @_builtins.property
     def noticed(self) -> _containers.RepeatedCompositeFieldContainer[Global___RowsNoticed]: ...
     def __init__(
         self,
@@ -483,13 +478,12 @@ class RowsDescription(_message.Message):
         absent: _builtins.bool = ...,
         hash: _builtins.bytes = ...,
         schema: _builtins.str = ...,
-        guards: _abc.Iterable[_builtins.str] | None = ...,
         noticed: _abc.Iterable[Global___RowsNoticed] | None = ...,
         bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "bytes", b"bytes", "guards", b"guards", "hash", b"hash", "noticed", b"noticed", "schema", b"schema"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "bytes", b"bytes", "hash", b"hash", "noticed", b"noticed", "schema", b"schema"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -681,10 +675,12 @@ class RowsDigest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     HASH_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
     DAMAGE_FIELD_NUMBER: _builtins.int
     hash: _builtins.bytes
     """empty: the table is not the asked one"""
+    rows: _builtins.int
     more: _builtins.bool
     """there is more than was asked for"""
     damage: _builtins.str
@@ -693,12 +689,13 @@ class RowsDigest(_message.Message):
         self,
         *,
         hash: _builtins.bytes = ...,
+        rows: _builtins.int = ...,
         more: _builtins.bool = ...,
         damage: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["damage", b"damage", "hash", b"hash", "more", b"more"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["damage", b"damage", "hash", b"hash", "more", b"more", "rows", b"rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -760,22 +757,18 @@ class RowsChecked(_message.Message):
 
     DAMAGE_FIELD_NUMBER: _builtins.int
     QUICK_FIELD_NUMBER: _builtins.int
-    UNVERIFIED_FIELD_NUMBER: _builtins.int
     damage: _builtins.str
     """empty: sound"""
     quick: _builtins.bool
-    unverified: _builtins.str
-    """it could not be checked"""
     def __init__(
         self,
         *,
         damage: _builtins.str = ...,
         quick: _builtins.bool = ...,
-        unverified: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["damage", b"damage", "quick", b"quick", "unverified", b"unverified"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["damage", b"damage", "quick", b"quick"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,104 @@
+"""A full backup of one database of a pair in this process: the peer's channel and the run, without the runner."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+from ha_sync.backup.rows import RowsExaminer, RowsWitness
+from ha_sync.core.examine import Depth, Examined, Fault, Finding, Side
+from ha_sync.core.position import Position
+from tests.support.rows_pipe import RowsPair
+
+
+class LocalPeer:
+    """Asks a witness in a thread, as the other node would; counts what would be on the wire."""
+
+    def __init__(self, witness: RowsWitness) -> None:
+        self._witness = witness
+        self._thread = ThreadPoolExecutor(1)
+        self.bytes = 0
+        self.questions = 0
+
+    async def ask(self, question: bytes) -> AsyncIterator[bytes]:
+        self.questions += 1
+        chunks = await asyncio.get_running_loop().run_in_executor(
+            self._thread, lambda: list(self._witness.answer(question))
+        )
+        self.bytes += len(question) + sum(map(len, chunks))
+        for chunk in chunks:
+            yield chunk
+
+    def close(self) -> None:
+        self._thread.shutdown()
+
+
+class LocalRun:
+    """What the runner offers an examiner."""
+
+    def __init__(self, pair: RowsPair, *, depth: Depth = Depth.CONTENT, cursor: bytes = b"") -> None:
+        self._pair = pair
+        self.depth = depth
+        self.cursor = cursor
+        self.cursors: list[bytes] = []
+        self.findings: list[Finding] = []
+        self.spent = 0
+        self.objects = 0
+        self.barriers = 0
+        self.equal_until_unix_s: float | None = 12.0
+
+    async def spend(self, content_bytes: int) -> None:
+        self.spent += content_bytes
+
+    def advance(self, *, objects: int, content_bytes: int) -> None:
+        del content_bytes
+        self.objects += objects
+
+    def expect(self, *, objects: int, content_bytes: int) -> None:
+        pass
+
+    def found(self, finding: Finding) -> None:
+        self.findings.append(finding)
+
+    async def replicated(self) -> None:
+        """As the node's own barrier: by what the source knows to be acknowledged."""
+        self.barriers += 1
+        target = await self._pair.source.settled()
+        async with asyncio.timeout(60):
+            while not _covers(self._pair.source.report().acknowledged, target):
+                await asyncio.sleep(0.005)
+
+    async def reached(self, cursor: bytes) -> None:
+        self.cursors.append(cursor)
+        self.cursor = cursor
+
+    def told(self) -> set[tuple[str, Fault, Side, bool]]:
+        return {(f.subject, f.fault, f.side, f.repaired) for f in self.findings}
+
+
+def _covers(acknowledged: Position | None, target: Position) -> bool:
+    if target.sequence == 0:
+        return True
+    return acknowledged is not None and acknowledged.resumes(target) and acknowledged.sequence >= target.sequence
+
+
+class Examination:
+    """The two halves of a pair's full backup."""
+
+    def __init__(self, pair: RowsPair) -> None:
+        self.pair = pair
+        self.peer = LocalPeer(RowsWitness(pair.sink_settings, pair.sink, scratch=str(pair.directory / "witness.copy")))
+        self.examiner = RowsExaminer(pair.source_settings, pair.source, scratch=str(pair.directory / "examiner.copy"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.peer.close()
+
+    async def run(self, *, depth: Depth = Depth.CONTENT, cursor: bytes = b"") -> tuple[Examined, LocalRun]:
+        run = LocalRun(self.pair, depth=depth, cursor=cursor)
+        return await self.examiner.examine(self.peer, run), run
