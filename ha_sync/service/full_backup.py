@@ -18,14 +18,17 @@ from ha_proto.sync.v1 import control_pb2 as control_pb
 from ha_proto.sync.v1 import examine_pb2 as pb
 from ha_sync.apply.database import DatabaseSink
 from ha_sync.apply.pages import PagesSink
+from ha_sync.apply.rows import RowsSink
 from ha_sync.backup.full.answering import Answerer, Member, refuse_unsuited
 from ha_sync.backup.full.desk import Desk
 from ha_sync.backup.full.memory import Memory
 from ha_sync.backup.full.pages import PagesExaminer, PagesWitness
 from ha_sync.backup.full.runner import FullBackup, Standing
 from ha_sync.backup.full.trees import TreeExaminer, TreeWitness
+from ha_sync.backup.rows import RowsExaminer, RowsWitness
 from ha_sync.capture.database import DatabaseSource
 from ha_sync.capture.pages import PagesSource
+from ha_sync.capture.rows import RowsSource
 from ha_sync.capture.tree import TreeSource
 from ha_sync.config import TreeSettings
 from ha_sync.core.dataset import DatasetName, Report, Role
@@ -84,6 +87,8 @@ class _Host:
             return TreeExaminer(settings, source)
         if isinstance(source, DatabaseSource) and isinstance(source.way, PagesSource):
             return PagesExaminer(settings, source.way)
+        if isinstance(source, DatabaseSource) and isinstance(source.way, RowsSource):
+            return RowsExaminer(settings, source.way)
         raise OperatorNeeded("cannot compare", subject=name, reason="there is no examiner for it")
 
     def witness(self, name: DatasetName) -> Witness:
@@ -94,6 +99,8 @@ class _Host:
             return TreeWitness(settings)
         if isinstance(sink, DatabaseSink) and isinstance(sink.way, PagesSink):
             return PagesWitness(settings, sink.way, asyncio.get_running_loop())
+        if isinstance(sink, DatabaseSink) and isinstance(sink.way, RowsSink):
+            return RowsWitness(settings, sink.way)
         raise OperatorNeeded("cannot answer about", subject=name, reason="there is no witness for it")
 
     async def replicated(self, name: DatasetName) -> None:

@@ -90,8 +90,8 @@ class Examination:
 
     def __init__(self, pair: RowsPair) -> None:
         self.pair = pair
-        self.peer = LocalPeer(RowsWitness(pair.sink_settings, pair.sink, scratch=str(pair.directory / "witness.copy")))
-        self.examiner = RowsExaminer(pair.source_settings, pair.source, scratch=str(pair.directory / "examiner.copy"))
+        self.peer = LocalPeer(RowsWitness(pair.sink_settings, pair.sink))
+        self.examiner = RowsExaminer(pair.source_settings, pair.source)
 
     def __enter__(self) -> Self:
         return self

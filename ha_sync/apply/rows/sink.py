@@ -202,6 +202,11 @@ class RowsSink(Sink):
 
     # ---- for the full backup: called from a thread of its own ------------------------------------------------------
 
+    @property
+    def scratch(self) -> str:
+        """Where the full backup may keep a copy; removed at the next opening."""
+        return f"{self._state_path}.copy-examined"
+
     def looked(self) -> None:
         """Looks for guards that are gone and for a schema that was changed, and puts them right."""
         self._from_outside(self._check(thorough=True))
@@ -360,7 +365,7 @@ class RowsSink(Sink):
         directory, base = os.path.split(os.path.abspath(self._state_path))
         os.makedirs(directory, exist_ok=True)
         for name in os.listdir(directory):
-            if name.startswith(f"{base}.incoming-"):
+            if name.startswith((f"{base}.incoming-", f"{base}.copy-")):
                 os.unlink(os.path.join(directory, name))
 
     async def _stop(self) -> None:

@@ -8,6 +8,10 @@ from typing import Protocol
 class ActiveEnd(Protocol):
     """The source of rows."""
 
+    @property
+    def scratch(self) -> str:
+        """Where a copy may be kept for as long as it is read."""
+
     async def copied(self, target: str) -> None:
         """Writes a lock-free copy of a rollback-journal database. Raises ``Retryable`` where none can be had now."""
 
@@ -20,6 +24,10 @@ class ActiveEnd(Protocol):
 
 class StandbyEnd(Protocol):
     """The sink of rows. All calls block and come from a thread that is not the event loop's."""
+
+    @property
+    def scratch(self) -> str:
+        """Where a copy may be kept for as long as it is read."""
 
     def looked(self) -> None:
         """Looks for guards that are gone and for a schema that was changed, and puts them right."""

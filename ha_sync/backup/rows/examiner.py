@@ -43,12 +43,11 @@ DAMAGE = (apsw.CorruptError, apsw.NotADBError, apsw.IOError)
 
 
 class RowsExaminer:
-    """Compares and repairs one database. ``scratch`` is a path of its own for copies."""
+    """Compares and repairs one database."""
 
-    def __init__(self, settings: SqliteSettings, end: ActiveEnd, *, scratch: str) -> None:
+    def __init__(self, settings: SqliteSettings, end: ActiveEnd) -> None:
         self._settings = settings
         self._end = end
-        self._scratch = scratch
 
     async def examine(self, peer: Peer, run: Run) -> Examined:
         """Raises ``Retryable`` when the peer is gone."""
@@ -59,7 +58,7 @@ class RowsExaminer:
             await asyncio.to_thread(executor.shutdown)
 
     async def _examine(self, peer: Peer, run: Run, executor: Executor) -> Examined:
-        reader = ActiveReader(self._settings, self._end, scratch=self._scratch, executor=executor)
+        reader = ActiveReader(self._settings, self._end, executor=executor)
         sides = Sides(
             dataset=self._settings.name,
             reader=reader,

@@ -45,11 +45,10 @@ class Unreadable(HaSyncError):
 class ActiveReader:
     """Reads the database of one run. Not for two threads at once."""
 
-    def __init__(self, settings: SqliteSettings, end: ActiveEnd, *, scratch: str, executor: Executor) -> None:
+    def __init__(self, settings: SqliteSettings, end: ActiveEnd, *, executor: Executor) -> None:
         self._settings = settings
         self._locality = Locality.of(settings)
         self._end = end
-        self._scratch = scratch
         self._executor = executor
         self._db: apsw.Connection | None = None
         self.on_copy = False
@@ -67,7 +66,7 @@ class ActiveReader:
         await self.close()
         for attempt in range(TRIES):
             try:
-                await self._end.copied(self._scratch)
+                await self._end.copied(self._end.scratch)
                 break
             except Retryable as error:
                 if attempt == TRIES - 1:
@@ -98,7 +97,7 @@ class ActiveReader:
             self._db = db
 
     def _open_copy(self) -> None:
-        self._db = apsw.Connection(self._scratch)
+        self._db = apsw.Connection(self._end.scratch)
         tuned(self._db)
 
     def _close(self) -> None:
@@ -106,7 +105,7 @@ class ActiveReader:
             self._db.close()
             self._db = None
         if self.on_copy:
-            remove_file(self._scratch)
+            remove_file(self._end.scratch)
 
     @property
     def db(self) -> apsw.Connection:

@@ -33,13 +33,12 @@ ROWS_MAX = 4096  # of one answer
 
 
 class RowsWitness:
-    """See ``core.examine.Witness``. ``scratch`` is a path of its own for copies."""
+    """See ``core.examine.Witness``."""
 
-    def __init__(self, settings: SqliteSettings, end: StandbyEnd, *, scratch: str) -> None:
+    def __init__(self, settings: SqliteSettings, end: StandbyEnd) -> None:
         self._settings = settings
         self._locality = Locality.of(settings)
         self._end = end
-        self._scratch = scratch
 
     def answer(self, question: bytes) -> Iterator[bytes]:
         """Raises ``Retryable`` where the database cannot be read now."""
@@ -113,13 +112,13 @@ class RowsWitness:
             with self._opened() as db:
                 if one(db, "PRAGMA main.journal_mode") == "wal":
                     return pb.RowsChecked(damage=damage_of(db, check=check), quick=quick)
-            remove_file(self._scratch)
-            self._end.copied(self._scratch)
-            return pb.RowsChecked(damage=damage_of_file(self._scratch, thorough=not quick), quick=quick)
+            remove_file(self._end.scratch)
+            self._end.copied(self._end.scratch)
+            return pb.RowsChecked(damage=damage_of_file(self._end.scratch, thorough=not quick), quick=quick)
         except DAMAGE as error:
             return pb.RowsChecked(damage=str(error), quick=quick)
         finally:
-            remove_file(self._scratch)
+            remove_file(self._end.scratch)
 
     def _asked_table(self, db: apsw.Connection, asked: pb.RowsRange) -> Table | None:
         """None where the table is another one here, or its rows are nobody's business."""

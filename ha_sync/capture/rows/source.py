@@ -141,6 +141,11 @@ class RowsSource(Source):
         if self._session is not None:
             self._session.nudge()
 
+    @property
+    def scratch(self) -> str:
+        """Where the full backup may keep a copy; removed at the next opening."""
+        return f"{self._state_path}.copy-examined"
+
     async def copied(self, target: str) -> None:
         """Writes a lock-free copy to ``target``, in the source's thread. Raises ``Retryable`` where none can be had."""
         await self.in_thread(self._capture.copy, target)
