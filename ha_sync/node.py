@@ -124,6 +124,7 @@ class Node:
         self._booted = {item.name for item in settings.datasets}  # not connected as Standby yet
         self._endpoints = {item.name: _Endpoint(settings=item) for item in settings.datasets}
         self.keeper = Keeper.of(settings, report=report)
+        self.promoted: Callable[[], Awaitable[None]] | None = None  # before the PBX starts; bounded by itself
         self._changing = asyncio.Lock()
         self._acknowledged = asyncio.Condition()
         self._executor = ThreadPoolExecutor(CODEC_THREADS, thread_name_prefix="codec")
@@ -180,6 +181,8 @@ class Node:
             if role is Role.ACTIVE:
                 self._booted.clear()
                 await self._captures_begun()
+                if self.promoted is not None:
+                    await self.promoted()
             self._report("info", "role taken", {"role": role.value, "epoch": epoch, "finished": len(finished)})
             return finished
 
@@ -243,8 +246,8 @@ class Node:
         return tuple(item for result in results for item in result)
 
     async def _promote_one(self, endpoint: _Endpoint) -> list[tuple[DatasetName, Finished]]:
-        name = endpoint.settings.name
-        if endpoint.sink is None and await self._is_own(endpoint.settings):
+        name, place = endpoint.settings.name, self._place(endpoint.settings)
+        if endpoint.sink is None and await asyncio.to_thread(self.keeper.is_own, endpoint.settings, place):
             return []  # served here before, and nothing was applied since: it lacks only what the other node wrote
         if endpoint.sink is None:  # a restart as Active of a node that was Standby
             sink = self._new_sink(endpoint.settings)
@@ -342,9 +345,6 @@ class Node:
         if isinstance(settings, TreeSettings):
             return TreeSink(settings, catalogue_path=os.path.join(place, "catalogue.db"), report=self._report)
         return DatabaseSink(settings, state_dir=place, report=self._report)
-
-    async def _is_own(self, settings: DatasetSettings) -> bool:
-        return await asyncio.to_thread(self.keeper.is_own, settings, self._place(settings))
 
     def _place(self, settings: DatasetSettings) -> str:
         place = os.path.join(self.settings.node.state_dir, "datasets", settings.name)

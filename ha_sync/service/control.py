@@ -21,6 +21,7 @@ from ha_sync.errors import ConfigFault, WrongState
 from ha_sync.logs.events import Event, EventLog
 from ha_sync.node import DatasetStatus, Node
 from ha_sync.pairing.keyring import Keyring
+from ha_sync.service.divergence import Divergences
 from ha_sync.service.full_backup import FullBackups
 from ha_sync.service.logbook import Logbook, list_findings, list_runs
 from ha_sync.service.packages import Packages
@@ -46,6 +47,7 @@ class Parts:
     events: EventLog
     logbook: Logbook
     full_backups: FullBackups
+    divergences: Divergences
     began: float  # monotonic
     packages: Packages
     by_hand: bool  # the role is given by hand, not by an agent
@@ -206,6 +208,32 @@ class ControlServicer(control_pb2_grpc.ControlServiceServicer):
         """Pause, resume, cancel."""
         return await self._parts.full_backups.control(request)
 
+    @unary
+    async def ListDivergences(
+        self, request: pb.ListDivergencesRequest, _context: Context
+    ) -> pb.ListDivergencesResponse:
+        """What this node wrote as Active and the other never got."""
+        return await self._parts.divergences.listed(request)
+
+    @unary
+    async def ShowDivergence(self, request: pb.ShowDivergenceRequest, _context: Context) -> pb.ShowDivergenceResponse:
+        """What of it differs from what stands here now."""
+        return await self._parts.divergences.show(request)
+
+    @unary
+    async def MergeDivergence(
+        self, request: pb.MergeDivergenceRequest, _context: Context
+    ) -> pb.MergeDivergenceResponse:
+        """Brings call records, voicemail and recordings of it into the Active."""
+        return await self._parts.divergences.merge(request)
+
+    @unary
+    async def DiscardDivergence(
+        self, request: pb.DiscardDivergenceRequest, _context: Context
+    ) -> pb.DiscardDivergenceResponse:
+        """Removes it for good."""
+        return await self._parts.divergences.discard(request)
+
     # ---- status
 
     def _status(self) -> pb.Status:
@@ -232,7 +260,7 @@ class ControlServicer(control_pb2_grpc.ControlServiceServicer):
             ),
             datasets=[_dataset(item, path=parts.link.path_name(item.peer_at)) for item in datasets],
             certificate_expires=_iso(identity.ends_unix_s) if identity else "",
-            notices=parts.node.settings.notices,
+            notices=(*parts.node.settings.notices, *parts.divergences.merger.notices),
             full_backup=parts.full_backups.progress(),
         )
 

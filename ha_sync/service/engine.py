@@ -37,6 +37,7 @@ from ha_sync.pairing.servicer import PairingServicer
 from ha_sync.pairing.witness import HandshakeWitness
 from ha_sync.service.attach import SOCKET_NAME, AgentLink
 from ha_sync.service.control import ControlServicer, Parts
+from ha_sync.service.divergence import Divergences
 from ha_sync.service.full_backup import FullBackups
 from ha_sync.service.full_syncs import FullSyncs
 from ha_sync.service.logbook import open_logbook
@@ -94,6 +95,13 @@ class _Engine:
             report=self._report,
             membership=self._membership,
         )
+        self._divergences = Divergences(
+            self._node,
+            link=self._link,
+            membership=self._membership,
+            runs=self._logbook.backup,
+            report=self._report,
+        )
         self._agent = AgentLink(
             self._node,
             socket_path=os.path.join(node_settings.run_dir, SOCKET_NAME),
@@ -147,6 +155,7 @@ class _Engine:
                     await self._follow_agent(tasks)
                 tasks.create_task(self._watch.run())
                 tasks.create_task(self._full_backups.run())
+                tasks.create_task(self._divergences.run())
         finally:
             await self._packages.close()
             await self._node.close()
@@ -180,7 +189,8 @@ class _Engine:
         self.witness.watch(keyring, gate)
         server = grpc.aio.server(options=(*STREAM_OPTIONS, ("grpc.so_reuseport", 0)))
         replication = ReplicationServicer(self._node, gate, node_id=keyring.identity.node_id)
-        server.add_generic_rpc_handlers((replication.handler(), self._full_backups.handler(gate)))
+        merges = self._divergences.handler(gate, membership=self._membership)
+        server.add_generic_rpc_handlers((replication.handler(), self._full_backups.handler(gate), merges))
         pairing_pb2_grpc.add_PairingServiceServicer_to_server(  # type: ignore[no-untyped-call]
             PairingServicer(
                 keyring,
@@ -220,6 +230,7 @@ class _Engine:
                 events=self._events,
                 logbook=self._logbook,
                 full_backups=self._full_backups,
+                divergences=self._divergences,
                 began=self._began,
                 packages=self._packages,
                 by_hand=self._by_hand,

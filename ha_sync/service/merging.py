@@ -15,7 +15,7 @@ import grpc
 
 from ha_proto.sync.v1 import merge_pb2 as pb
 from ha_sync.config import DatasetSettings
-from ha_sync.core.dataset import DatasetName, Role
+from ha_sync.core.dataset import DatasetName, Report, Role
 from ha_sync.divergence.archive import CONTENTS, FILES, ROWS, Archive
 from ha_sync.divergence.merging import Merging
 from ha_sync.divergence.outcome import Outcome
@@ -42,10 +42,11 @@ class MergeServicer:
     """Takes the archives of the Standby."""
 
     def __init__(
-        self, node: Node, gate: Gate, merging: Merging, *, membership: Callable[[], Membership | None]
+        self, node: Node, gate: Gate, merging: Merging, *, membership: Callable[[], Membership | None], report: Report
     ) -> None:
         self._node = node
         self._gate = gate
+        self._report = report
         self._merging = merging
         self._membership = membership
         self._datasets = {item.name: item for item in node.settings.datasets}
@@ -162,15 +163,18 @@ class _Remote:
 class MergeCaller:
     """Sends this node's archives to the Active."""
 
-    def __init__(
-        self, node: Node, link: PeerLink, *, settings: Settings, membership: Callable[[], Membership | None]
-    ) -> None:
+    def __init__(self, node: Node, link: PeerLink, *, membership: Callable[[], Membership | None]) -> None:
         self._node = node
         self._link = link
         self._kinds = {item.name: item.kind.value for item in node.settings.datasets}
         self._membership = membership
 
-    async def send(self, archive: Archive, force: bool) -> Outcome:
+    async def send(
+        self,
+        archive: Archive,
+        force: bool,
+        admitted: Callable[[], None],
+    ) -> Outcome:
         """Returns when the Active has made all durable. Raises what it refused, or what ended the call."""
         membership = self._membership()
         if membership is None:
