@@ -49,8 +49,15 @@ class EngineLink:
     """See the module."""
 
     def __init__(
-        self, *, on_report: Callable[[pb.EngineReport], None], on_lost: Callable[[], None], silent_s: float = SILENT_S
+        self,
+        *,
+        on_report: Callable[[pb.EngineReport], None],
+        on_lost: Callable[[], None],
+        silent_s: float = SILENT_S,
+        model: str = "",
+        firmware: str = "",
     ) -> None:
+        """``model`` and ``firmware`` of this node, which the engine writes into packages."""
         self._on_report = on_report
         self._on_lost = on_lost
         self._silent_s = silent_s
@@ -59,6 +66,8 @@ class EngineLink:
         self._role: pb.RoleDirective | None = None
         self._paths: tuple[pb.PeerPath, ...] = ()
         self._quiescing: _Quiescing | None = None
+        self._told = {"model": model, "firmware": firmware}
+        self._restoring = False
         self._directives: asyncio.Queue[pb.Directive | None] | None = None
         self._news = asyncio.Event()
         self._serial = secrets.randbits(32)  # what an engine carried out for an earlier agent is none of ours
@@ -70,7 +79,7 @@ class EngineLink:
 
     def direct(self, role: str, epoch: int, *, active_at: str) -> None:
         """The role to take; repeated to an engine that attaches later."""
-        self._role = pb.RoleDirective(role=role, epoch=epoch, active_at=active_at, paths=self._paths)
+        self._role = pb.RoleDirective(role=role, epoch=epoch, active_at=active_at, paths=self._paths, **self._told)
         self._send(pb.Directive(role=self._role))
 
     def tell_paths(self, paths: tuple[pb.PeerPath, ...]) -> None:
@@ -85,6 +94,26 @@ class EngineLink:
             role.paths.extend(paths)
             self._role = role
             self._send(pb.Directive(role=role))
+
+    @property
+    def directed(self) -> int:
+        """The epoch of the role that was directed last; 0: none was."""
+        return self._role.epoch if self._role is not None else 0
+
+    @property
+    def restoring(self) -> bool:
+        """Whether an engine exchanges the data, or was lost while it did: only an engine can say that it is whole."""
+        return self._restoring
+
+    async def restored(self) -> None:
+        """Waits until no restore wants the services stopped."""
+        while self._restoring:
+            await self._news.wait()
+
+    def answer_restore(self, serial: int, *, stopped: bool, reason: str = "") -> None:
+        """The services are stopped, or why they are not."""
+        answer = pb.RestoreDirective(serial=serial, stopped=stopped, reason=reason)
+        self._send(pb.Directive(restore=answer))
 
     def resume(self) -> None:
         """A quiesce was given up."""
@@ -146,6 +175,7 @@ class EngineLink:
                     return
                 self._reported_at = asyncio.get_running_loop().time()
                 self._report = report
+                self._restoring = report.restore != 0
                 self._announce()
                 self._on_report(report)
         finally:

@@ -83,7 +83,12 @@ async def build(
     engine_probe = EngineProbe()
     agent = Agent(settings, on_tick=on_tick, clock=clock)
     holder, lan = _holder(pair, agent.lan_answered, stands_in=stands_in, clock=clock)
-    engine = EngineLink(on_report=agent.engine_reported, on_lost=agent.engine_lost)
+    engine = EngineLink(
+        on_report=agent.engine_reported,
+        on_lost=agent.engine_lost,
+        model=settings.node.model,
+        firmware=settings.node.firmware,
+    )
     monitor = Monitor(
         watches_of(settings, Tools(commands=commands, executor=executor, engine=engine_probe)), agent.health_changed
     )

@@ -26,7 +26,7 @@ from ha_agent.arbiter.actions import Action
 from ha_agent.arbiter.beat import beat_of
 from ha_agent.arbiter.state import Engine, State
 from ha_agent.arbiter.step import step
-from ha_agent.arbiter.values import SERVING, Digest, Epoch, Mac
+from ha_agent.arbiter.values import SERVING, Digest, Epoch, Mac, Phase
 from ha_agent.cluster_ip.links import Change, Overflow
 from ha_agent.cluster_ip.netlink import AddressFacts, LinkFacts
 from ha_agent.health import HealthVector
@@ -40,6 +40,8 @@ LOOK_EVERY_S = 1.0
 """The truth behind the kernel's notices, and the states of paths and refusals."""
 
 LEAVE_S = 3.0
+WRITERS_S = 10.0
+"""After the stop hooks of a restore: so long whoever still writes is waited for."""
 LEAVING_BEATS = 3
 DIGEST_TOLD = 16
 GATEWAY_FRESH_S = 1.0
@@ -61,6 +63,7 @@ class Agent:
         self._first: tuple[Action, ...] = ()
         self._requests = Requests()
         self._stepping = False
+        self._restore = 0  # the serial of the engine's that was answered last
         self._stop_asked = asyncio.Event()
         self._stopped = asyncio.Event()
         self.changed = asyncio.Event()  # set and replaced whenever the state may look different
@@ -237,11 +240,27 @@ class Agent:
                 promised=Epoch(report.promised),
             ),
         )
+        self._restore_wanted(report.restore)
+
+    def _restore_wanted(self, serial: int) -> None:
+        """Once for each restore. The epoch is raised by the table: the engine promises a higher one."""
+        if serial in {0, self._restore}:
+            return
+        self._restore = serial
+        if self.state.phase is Phase.ACTIVE and not self.pair.observe_only:
+            stops_s = sum(service.stop_deadline_s for service in self.settings.services)
+            self.parts.duty.restore(serial, within_s=stops_s + WRITERS_S)
+        else:
+            reason = "the agent only observes" if self.pair.observe_only else f"this node is {self.state.phase.value}"
+            self.parts.engine.answer_restore(serial, stopped=False, reason=reason)
 
     def engine_lost(self) -> None:
         """Its call ended, or it fell silent."""
         self.parts.engine_probe.detached()
         self.parts.chronicle.attached(attached=False)
+        if self.parts.engine.restoring:
+            hint = "the services stay stopped until an engine says that the data is whole"
+            self.parts.events.append("error", "the engine is gone within a restore", {"hint": hint})
         self.tell(ev.EngineLost)
 
     def health_changed(self, vector: HealthVector) -> None:

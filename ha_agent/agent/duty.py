@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from ha_agent import services
 from ha_agent.engine_link import Drained, EngineLink
 from ha_agent.services import Outcome, Report, Services
 
@@ -81,6 +82,10 @@ class Duty:
         """Stop, see that nobody writes, drain."""
         self._order(self._quiesce(deadline, end_backup, done))
 
+    def restore(self, serial: int, *, within_s: float) -> None:
+        """The engine exchanges the data: the services stop, and start again when it says that this is over."""
+        self._order(self._restore(serial, within_s))
+
     def resume(self, epoch: int) -> None:
         """The hand-over was given up: the services start again."""
         self._engine.resume()
@@ -105,11 +110,13 @@ class Duty:
     async def _start(self, epoch: int, done: Callable[[Outcome], None]) -> None:
         if not await self._engine.promoted(epoch, within_s=PROMOTION_S):
             self._report("error", "the engine did not finish its promotion", {"epoch": epoch, "seconds": PROMOTION_S})
+        await self._engine.restored()
         outcome = await self._services.start(epoch=epoch)
         self._expect(True)
         done(outcome)
 
     async def _again(self, epoch: int) -> None:
+        await self._engine.restored()
         await self._services.start(epoch=epoch)
         self._expect(True)
 
@@ -117,22 +124,44 @@ class Duty:
         self._expect(False)
         await self._services.stop()
 
+    async def _restore(self, serial: int, within_s: float) -> None:
+        self._expect(False)
+        found = await self._quieted(asyncio.get_running_loop().time() + within_s)
+        reason = "" if found.quiet else _why_unquiet(found)
+        self._engine.answer_restore(serial, stopped=found.quiet, reason=reason)
+        self._report("warning", "the services are stopped for a restore", {"reason": reason})
+        await self._engine.restored()
+        epoch = self._engine.directed
+        # An engine that was cut off begins anew: its captures first, then the services.
+        if not await self._engine.promoted(epoch, within_s=PROMOTION_S):
+            self._report("error", "the engine did not finish its promotion", {"epoch": epoch, "seconds": PROMOTION_S})
+        await self._services.start(epoch=epoch)
+        self._expect(True)
+        self._report("info", "the restore is over: the services were started", {"epoch": epoch})
+
+    async def _quieted(self, deadline: float) -> services.Quieted:
+        engine = self._engine.report
+        paths, pids = (tuple(engine.paths), (engine.pid,)) if engine is not None else ((), ())
+        return await self._services.quiesce(paths, deadline=deadline, but=pids)
+
     async def _quiesce(self, deadline: float, end_backup: bool, done: Callable[[Quieted], None]) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
         self._expect(False)
-        engine = self._engine.report
-        paths, pids = (tuple(engine.paths), (engine.pid,)) if engine is not None else ((), ())
-        found = await self._services.quiesce(paths, deadline=deadline, but=pids)
+        found = await self._quieted(deadline)
         stopped = loop.time()
         if not found.quiet:
-            writers = ", ".join(str(writer) for writer in found.survey.writers[:3])
-            late = ", ".join(step.service for step in found.stopped.failures)
-            done(Quieted(digest=None, reason=writers or f"not stopped: {late}", stop_s=stopped - began))
+            done(Quieted(digest=None, reason=_why_unquiet(found), stop_s=stopped - began))
             return
         drained: Drained = await self._engine.quiesce(within_s=max(0.1, deadline - loop.time()), end_backup=end_backup)
         reason = "" if drained.digest is not None else "not on the Standby: " + "; ".join(drained.waiting_for)
         done(Quieted(digest=drained.digest, reason=reason, stop_s=stopped - began, drain_s=loop.time() - stopped))
+
+
+def _why_unquiet(found: services.Quieted) -> str:
+    writers = ", ".join(str(writer) for writer in found.survey.writers[:3])
+    late = ", ".join(step.service for step in found.stopped.failures)
+    return writers or f"not stopped: {late}"
 
 
 async def _ended(task: asyncio.Task[None] | None) -> bool:

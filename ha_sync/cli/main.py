@@ -24,6 +24,7 @@ VERBS: Final = {
     "check-config": "ha_sync.cli.check_config",
     "demo": "ha_sync.cli.demo",
     "detach": "ha_sync.cli.detach",
+    "divergence": "ha_sync.cli.divergence",
     "full-backup": "ha_sync.cli.full_backup",
     "logs": "ha_sync.cli.logs",
     "maintenance": "ha_sync.cli.maintenance",

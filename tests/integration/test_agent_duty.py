@@ -31,6 +31,10 @@ class FakeEngine:
         self.resumed = 0
         self.report: pb.EngineReport | None = pb.EngineReport(pid=os.getpid(), paths=[])
         self.fails: Exception | None = None
+        self.over = asyncio.Event()  # no restore wants the services stopped
+        self.over.set()
+        self.awaited = 0
+        self.answers: list[tuple[int, bool, str]] = []
 
     async def promoted(self, epoch: int, *, within_s: float) -> bool:
         if self.fails:
@@ -42,6 +46,15 @@ class FakeEngine:
 
     def resume(self) -> None:
         self.resumed += 1
+
+    directed = 4
+
+    async def restored(self) -> None:
+        self.awaited += 1
+        await self.over.wait()
+
+    def answer_restore(self, serial: int, *, stopped: bool, reason: str = "") -> None:
+        self.answers.append((serial, stopped, reason))
 
 
 @dataclass(slots=True)
@@ -259,3 +272,49 @@ async def test_what_fails_unforeseen_is_said_and_the_next_order_is_done(tmp_path
         await work.until(lambda: work.reported == ["an order to the services failed"])
         work.engine.fails = None
         assert (await work.started(4)).ok
+
+
+@pytest.mark.req("R24")
+async def test_a_restore_keeps_the_services_stopped_until_the_engine_says_that_it_is_over(tmp_path: Path) -> None:
+    async with working(tmp_path, service(tmp_path, "db"), service(tmp_path, "pbx")) as work:
+        await work.started()
+        work.engine.over.clear()
+        work.duty.restore(7, within_s=WITHIN_S)
+        await work.until(lambda: bool(work.engine.answers))
+        assert work.engine.answers == [(7, True, "")]
+        assert ends_of(work.told)[2:] == ["stop-pbx", "stop-db"]
+        assert not work.condition.exists()
+        work.engine.over.set()
+        await work.until(lambda: len(ends_of(work.told)) == 6)
+        await work.until(lambda: work.expected == [True, False, True])
+        assert work.condition.read_text() == "active in epoch 4\n"
+
+
+@pytest.mark.req("R24")
+async def test_a_restore_is_told_who_still_writes_and_the_services_start_again(tmp_path: Path) -> None:
+    stubborn = service(tmp_path, "pbx", stop=hook(tmp_path, "stop-pbx", status=1))
+    async with working(tmp_path, stubborn) as work:
+        work.engine.over.clear()
+        work.duty.restore(7, within_s=0.5)
+        await work.until(lambda: bool(work.engine.answers))
+        assert work.engine.answers == [(7, False, "not stopped: pbx")]
+        work.engine.over.set()
+        await work.until(lambda: "start-pbx" in work.told)
+
+
+@pytest.mark.req("R24", "R6")
+async def test_no_order_starts_the_services_while_the_data_is_exchanged(tmp_path: Path) -> None:
+    async with working(tmp_path, service(tmp_path, "pbx")) as work:
+        work.engine.over.clear()
+        work.duty.restore(7, within_s=WITHIN_S)
+        await work.until(lambda: bool(work.engine.answers))
+        quieted = await work.quieted()  # a forced switch: it ends the waiting, not the restore
+        assert quieted.digest == "d"
+        work.duty.resume(2)
+        await work.until(lambda: work.engine.resumed == 1)
+        again = asyncio.create_task(work.started(4))
+        await work.until(lambda: work.engine.awaited >= 2)  # by the restore and whoever came last
+        assert "start-pbx" not in work.told
+        work.engine.over.set()
+        assert (await again).ok
+        assert ends_of(work.told)[-1] == "start-pbx"
