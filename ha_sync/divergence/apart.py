@@ -8,14 +8,14 @@ import json
 import os
 import sys
 
-from ha_sync.errors import HaSyncError, OperatorNeeded, Retryable
+from ha_sync.errors import HaSyncError, WrongState
 
 END_S = 10.0
 """So long a child may take to end after its input ended: one transaction."""
 
 ANSWER_MAX = 64 * 1024 * 1024
 
-_ERRORS: dict[str, type[HaSyncError]] = {"retry": Retryable, "person": OperatorNeeded}
+_ERRORS: dict[str, type[HaSyncError]] = {"state": WrongState}
 
 
 async def run_apart(order: dict[str, object]) -> dict[str, object]:

@@ -17,7 +17,7 @@ from ha_sync.config import CaptureMode, NodeLocalRows, SqliteSettings
 from ha_sync.core.dataset import DatasetName, Priority
 from ha_sync.divergence.differing import differing_rows, missing_records
 from ha_sync.divergence.merging_rows import RowsMerge
-from ha_sync.errors import HaSyncError, OperatorNeeded, Retryable
+from ha_sync.errors import HaSyncError, WrongState
 
 LINE_MAX = 1024 * 1024
 
@@ -79,7 +79,7 @@ def main() -> None:
     try:
         answer = {"result": job(order, goes_on)}
     except HaSyncError as error:
-        kind = "retry" if isinstance(error, Retryable) else "person" if isinstance(error, OperatorNeeded) else "failed"
+        kind = "state" if isinstance(error, WrongState) else "failed"
         answer = {"error": {"kind": kind, "sentence": error.sentence()}}
     json.dump(answer, sys.stdout)
 

@@ -84,10 +84,10 @@ def _of_part(db: apsw.Connection, place: int, part: Part) -> Iterator[Line]:
             if name in theirs and (type(theirs[name]), theirs[name]) != (type(mine[name]), mine[name]):
                 yield _line(part, key, column=name, what="changed", old=theirs[name], new=mine[name])
     if part.gone:
-        yield from _gone(db, place, part, table)
+        yield from _gone(db, place, part, table, names)
 
 
-def _gone(db: apsw.Connection, place: int, part: Part, table: Table | None) -> Iterator[Line]:
+def _gone(db: apsw.Connection, place: int, part: Part, table: Table | None, names: tuple[str, ...]) -> Iterator[Line]:
     if table is None or table.keyed is not part.keyed:
         return
     keys = ", ".join(f"k{i}" for i in range(len(part.key)))
@@ -95,11 +95,12 @@ def _gone(db: apsw.Connection, place: int, part: Part, table: Table | None) -> I
         theirs = _found(db, part, part.key, dict(zip(part.key, row, strict=True)))
         if theirs is None:
             continue
-        key = ", ".join(f"{name}={shown(value)}" for name, value in zip(part.key, row, strict=True))
+        known = {**dict(zip(part.key, row, strict=True)), **theirs}
+        key = ", ".join(f"{name}={shown(known[name])}" for name in names)
         yield from (
             _line(part, key, column=name, what="deleted", old=value)
             for name, value in theirs.items()
-            if name not in part.key
+            if name not in names
         )
 
 

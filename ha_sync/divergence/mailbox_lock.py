@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 
 from ha_sync.database.durable import sync_folder, write_durably
-from ha_sync.errors import HaSyncError, Retryable
+from ha_sync.errors import HaSyncError
 from ha_sync.files.confine import Root
 
 WAIT_S = 5.0
@@ -28,7 +28,7 @@ LOCK = ".lock"
 def locked(root: Root, folder: bytes, *, note: str, text: int, sounds: tuple[int, ...]) -> Iterator[None]:
     """Holds the lock of a folder of the tree, for a message whose files have these inodes.
 
-    Raises Retryable where the lock does not come free in time.
+    Raises WrongState where the lock does not come free in time.
     """
     directory = os.dup(root.directory(folder))
     own = f"{LOCK}-{secrets.token_hex(4)}"
@@ -59,7 +59,7 @@ def _link(own: str, directory: int, where: str) -> None:
             os.link(own, LOCK, src_dir_fd=directory, dst_dir_fd=directory)
         except FileExistsError:
             if time.monotonic() >= deadline:
-                raise Retryable(
+                raise WrongState(
                     "puts off merging into", subject=where, reason="the PBX has the mailbox locked"
                 ) from None
             time.sleep(LOOK_S)

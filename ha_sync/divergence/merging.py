@@ -22,7 +22,7 @@ from ha_sync.divergence.merging_rows import require_harmless
 from ha_sync.divergence.merging_tree import TreeMerge, Unit
 from ha_sync.divergence.outcome import Outcome
 from ha_sync.divergence.tree_index import Object, content_path
-from ha_sync.errors import HaSyncError, Refused, Retryable
+from ha_sync.errors import HaSyncError, Refused, WrongState
 
 BATCH_BYTES = 16 * 1024 * 1024
 BATCH_UNITS = 64
@@ -77,12 +77,12 @@ class Merging:
         if settings.priority not in MERGEABLE:
             raise Refused("will not merge into", subject=settings.name, reason="configuration is left to a person")
         if not await asyncio.to_thread(os.path.lexists, settings.path):
-            raise Retryable("puts off merging into", subject=settings.path, reason="it does not exist on this node")
+            raise WrongState("puts off merging into", subject=settings.path, reason="it does not exist on this node")
         if isinstance(settings, SqliteSettings):
             await asyncio.to_thread(require_harmless, settings, force=force)
 
     async def merge(self, settings: DatasetSettings, source: Source, *, force: bool) -> Outcome:
-        """Returns when all that was inserted is durable. Raises Retryable where it is put off."""
+        """Returns when all that was inserted is durable. Raises WrongState where it is put off."""
         async with self._locks[settings.name]:
             await self.require(settings, force=force)
             folder = os.path.join(self._folder, f"{STAGING}merge-{settings.name}")
@@ -100,7 +100,7 @@ class Merging:
                         await asyncio.to_thread(merge.close)
                     return merge.outcome
             except OSError as error:
-                raise Retryable("puts off merging into", subject=settings.path, reason=str(error)) from error
+                raise WrongState("puts off merging into", subject=settings.path, reason=str(error)) from error
             finally:
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 

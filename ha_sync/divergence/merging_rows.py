@@ -36,7 +36,7 @@ from ha_sync.database.names import is_ours, quoted
 from ha_sync.database.schema import Keyed, Table, read_schema, unknown_to_us
 from ha_sync.divergence.outcome import Outcome
 from ha_sync.divergence.same import Group, grouped, grouping, identity_columns, missing, same_record
-from ha_sync.errors import HaSyncError, Retryable
+from ha_sync.errors import HaSyncError, WrongState
 
 TIMEOUT_MIN_MS = 500
 HOLD_S = 0.01
@@ -51,7 +51,7 @@ SCAN_ROWS_ALONE = 100_000
 
 
 def require_harmless(settings: SqliteSettings, *, force: bool) -> bool:
-    """Whether somebody else has the database open. Raises Retryable where writing to it could harm that program."""
+    """Whether somebody else has the database open. Raises WrongState where writing to it could harm that program."""
     # The process above this one is the engine, which does the database no harm.
     others = tuple(holder for holder in holders(settings.path) if holder.pid != os.getppid())
     timeout = settings.writer_busy_timeout_ms
@@ -62,7 +62,7 @@ def require_harmless(settings: SqliteSettings, *, force: bool) -> bool:
             if timeout is None
             else (f"{names} has it open, and its busy timeout is only {timeout} ms")
         )
-        raise Retryable(
+        raise WrongState(
             "puts off merging into",
             subject=settings.path,
             reason=reason,
@@ -91,7 +91,7 @@ class RowsMerge:
         self._outcome = Outcome()
 
     def run(self) -> Outcome:
-        """Raises Retryable where it cannot go on now; what was inserted until then stays, and is seen the next time."""
+        """Raises WrongState where it cannot go on now; what was inserted until then is seen the next time."""
         self._shared = require_harmless(self._settings, force=self._force)
         try:
             with self._opened() as db:
@@ -99,7 +99,7 @@ class RowsMerge:
                     self._goes_on()
                     self._merge(db, place, part)
         except (apsw.BusyError, apsw.LockedError) as error:
-            raise Retryable("puts off merging into", subject=self._settings.path, reason="it is locked") from error
+            raise WrongState("puts off merging into", subject=self._settings.path, reason="it is locked") from error
         except apsw.Error as error:
             raise HaSyncError("cannot merge into", subject=self._settings.path, reason=str(error)) from error
         return self._outcome
