@@ -118,10 +118,16 @@ class Paths:
 
         return tuple(sorted(self.known, key=rank))  # stable: what is equal stays in the order of preference
 
-    def must_leave(self, address: str) -> Why | None:
+    def must_leave(self, address: str, *, now: float) -> Why | None:
         """Why a stream that goes there has to go elsewhere at once, if there is anything better to try."""
         path = self._find(address)
-        elsewhere = any(other.address != address and other.heard is not Heard.SILENT for other in self.known)
+        # What failed is not tried again and again: beats and streams may differ (a firewall, a dead agent over there).
+        elsewhere = any(
+            other.address != address
+            and other.heard is not Heard.SILENT
+            and not self._failed(other.address, STEADY_S, now)
+            for other in self.known
+        )
         if not elsewhere:
             return None
         if path is None:
@@ -139,7 +145,7 @@ class Paths:
 
     def state_of(self, path: PeerPath, *, now: float) -> str:
         """For people: what the beats say of it, or that it failed although they come."""
-        failed = now - self._failed_at.get(path.address, float("-inf")) < FAILED_S
+        failed = self._failed(path.address, FAILED_S, now)
         return "failed" if failed and path.heard is not Heard.SILENT else path.heard.value
 
     def name_of(self, host: str) -> str:
@@ -163,6 +169,10 @@ class Paths:
 
     def _bad_lately(self, address: str, now: float) -> bool:
         return now - self._bad_at.get(address, float("-inf")) < FAILED_S
+
+    def _failed(self, address: str, within_s: float, now: float) -> bool:
+        """And has not answered since."""
+        return now - self._failed_at.get(address, float("-inf")) < within_s
 
     def _steady(self, address: str, now: float) -> bool:
         return address in self._answered and now - self._bad_at.get(address, float("-inf")) >= STEADY_S

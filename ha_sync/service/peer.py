@@ -177,7 +177,7 @@ class PeerLink:
         """Returns, with the reason, when a stream on that path has to go by another."""
         while True:
             news = self._news
-            lost = self._paths.must_leave(path.address)
+            lost = self._paths.must_leave(path.address, now=self._clock())
             if lost is not None:
                 return f"{path}: {lost.value}"
             better = self._paths.better(path.address, now=self._clock())

@@ -41,17 +41,26 @@ def test_of_an_address_that_is_named_twice_the_first_counts() -> None:
 @pytest.mark.req("R10", "R22")
 def test_a_stream_leaves_a_silent_path_at_once_unless_all_are_silent() -> None:
     known = paths(CABLE, LAN)
-    assert known.must_leave(CABLE.address) is None
+    assert known.must_leave(CABLE.address, now=0) is None
     known.know((LAN, SILENT_CABLE), now=1)
-    assert known.must_leave(CABLE.address) is Why.SILENT
-    assert known.must_leave(LAN.address) is None
+    assert known.must_leave(CABLE.address, now=1) is Why.SILENT
+    assert known.must_leave(LAN.address, now=1) is None
     known.know((SILENT_LAN, SILENT_CABLE), now=2)
-    assert known.must_leave(CABLE.address) is None, "the peer is dead, or both are: no other path is better"
+    assert known.must_leave(CABLE.address, now=2) is None, "the peer is dead, or both are: no other path is better"
 
 
 def test_a_stream_leaves_a_path_that_is_not_named_any_more() -> None:
     known = paths(LAN)
-    assert known.must_leave(CABLE.address) is Why.GONE
+    assert known.must_leave(CABLE.address, now=0) is Why.GONE
+
+
+@pytest.mark.req("R10", "R22")
+def test_a_stream_that_gets_through_on_a_silent_path_is_not_torn_away_again_and_again() -> None:
+    known = paths(SILENT_CABLE, PAIRED)  # the other agent is dead, and the name of the pairing resolves no more
+    assert known.must_leave(CABLE.address, now=0) is Why.SILENT
+    known.failed(PAIRED.address, now=1)
+    assert known.must_leave(CABLE.address, now=1 + STEADY_S / 2) is None
+    assert known.must_leave(CABLE.address, now=1 + STEADY_S) is Why.SILENT, "now and then it is tried"
 
 
 @pytest.mark.req("R10", "R22")
@@ -201,5 +210,5 @@ def test_whatever_happened_the_order_is_whole_and_nobody_leaves_for_a_silent_pat
                 assert now - bad_at.get(better.address, float("-inf")) >= STEADY_S
                 assert known.known.index(better) < known.known.index(each)
                 assert known.better(better.address, now=now) is None, "one move is enough"
-            if known.must_leave(each.address):
+            if known.must_leave(each.address, now=now):
                 assert order[0].address != each.address, "it would come back to what it left"
