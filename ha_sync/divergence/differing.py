@@ -67,7 +67,7 @@ def _of_part(db: apsw.Connection, place: int, part: Part) -> Iterator[Line]:
     table = read_table(db, part.table)
     names = _named_by(part, table)
     columns = ", ".join(f"c{i}" for i in range(len(part.columns)))
-    for row in db.execute(f"SELECT {columns} FROM img.r{place}").fetchall():
+    for row in db.execute(f"SELECT {columns} FROM img.r{place}"):
         mine = dict(zip(part.columns, row, strict=True))
         key = ", ".join(f"{name}={shown(mine[name])}" for name in names)
         theirs = _found(db, part, names, mine) if table is not None else None

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 
 from ha_sync.database.durable import sync_folder, write_durably
-from ha_sync.errors import HaSyncError
+from ha_sync.errors import HaSyncError, WrongState
 from ha_sync.files.confine import Root
 
 WAIT_S = 5.0
