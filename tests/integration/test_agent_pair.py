@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -269,3 +270,30 @@ async def test_a_stopped_engine_is_a_fault_of_its_node(run_dir: Path) -> None:
         assert "engine_gone" in lost.reasons
         await pair.a.engine.__aenter__()
         await pair.a.client.until(is_ready_standby)
+
+
+@pytest.mark.req("R10", "R22")
+async def test_the_engine_is_told_by_which_paths_it_reaches_the_peer_and_when_they_fall_silent(run_dir: Path) -> None:
+    net = f"127.255.{random.randint(1, 254)}"
+    rest = {
+        "primary": f'[[path]]\nname = "cable"\nlocal = "{net}.1"\npeer = "{net}.2"\n',
+        "secondary": f'[[path]]\nname = "cable"\nlocal = "{net}.2"\npeer = "{net}.1"\n',
+    }
+    async with running(run_dir, rest=rest) as pair:
+        await settled(pair)
+        lan = pair.site.peer("secondary")
+        await directed(pair.b, [("cable", f"{net}.1", "both"), ("loop", lan, "both")])
+        role = pair.b.engine.directives[-1].role
+        assert (role.role, role.epoch) == ("standby", pair.b.engine.report.epoch)
+        pair.a.process.kill()
+        await directed(pair.b, [("cable", f"{net}.1", "lost"), ("loop", lan, "lost")])
+
+
+async def directed(node: Node, paths: list[tuple[str, str, str]]) -> None:
+    """Until the newest directive of a role names these paths in this order."""
+    async with asyncio.timeout(30):
+        while True:
+            roles = [one.role for one in node.engine.directives if one.WhichOneof("directive") == "role"]
+            if roles and [(path.name, path.address, path.state) for path in roles[-1].paths] == paths:
+                return
+            await asyncio.sleep(0.05)
