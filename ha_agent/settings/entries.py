@@ -53,7 +53,7 @@ def parse_paths(top: Table, faults: Faults, *, ipv6: bool) -> tuple[PathSettings
     """Every ``[[path]]``; names and pairs of addresses differ."""
     found: list[PathSettings] = []
     for number, values in enumerate(top.tables("path", most=PATHS_MAX), start=1):
-        table = _entry("path", number, values, faults, [path.name for path in found])
+        table = entry("path", number, values, faults, [path.name for path in found])
         path = _path(table, ipv6=ipv6)
         table.finish()
         if path is None:
@@ -78,14 +78,14 @@ def _path(table: Table, *, ipv6: bool) -> PathSettings | None:
         table.fault("peer", "is this node's own address on the path: name the other node's")
     if local.version != peer.version:
         table.fault("peer", "must be of the same kind as local: both IPv4 or both IPv6")
-    return PathSettings(name=_name(table) or LAN_PATH, local=local, peer=peer)
+    return PathSettings(name=name_of(table) or LAN_PATH, local=local, peer=peer)
 
 
 def parse_services(top: Table, faults: Faults) -> tuple[ServiceSettings, ...]:
     """Every ``[[service]]`` in the order of starting: by ``order``, then as written."""
     found: list[ServiceSettings] = []
     for number, values in enumerate(top.tables("service", most=SERVICES_MAX), start=1):
-        table = _entry("service", number, values, faults, [service.name for service in found])
+        table = entry("service", number, values, faults, [service.name for service in found])
         found.append(_service(table, number))
         table.finish()
     return tuple(sorted(found, key=lambda service: service.order))
@@ -97,7 +97,7 @@ def _service(table: Table, number: int) -> ServiceSettings:
     table.need("start", 'the command that starts it, e.g. ["/usr/bin/systemctl", "start", "asterisk"]')
     table.need("stop", 'the command that stops it, e.g. ["/usr/bin/systemctl", "stop", "asterisk"]')
     return ServiceSettings(
-        name=_name(table),
+        name=name_of(table),
         start=start,
         stop=stop,
         probe=probe,
@@ -113,7 +113,7 @@ def parse_probes(top: Table, faults: Faults) -> tuple[ProbeSettings, ...]:
     """Every ``[[probe]]``."""
     found: list[ProbeSettings] = []
     for number, values in enumerate(top.tables("probe", most=PROBES_MAX), start=1):
-        table = _entry("probe", number, values, faults, [probe.name for probe in found])
+        table = entry("probe", number, values, faults, [probe.name for probe in found])
         kind = table.choice("kind", ProbeKind)
         table.need("kind", "what it looks at: " + ", ".join(f'"{one.value}"' for one in ProbeKind))
         if kind is None:
@@ -131,7 +131,7 @@ def _of_other_kinds(kind: ProbeKind) -> dict[str, str]:
 def _probe(table: Table, kind: ProbeKind) -> ProbeSettings:
     when = When.ALWAYS if kind in HARDWARE else When.ACTIVE
     return ProbeSettings(
-        name=_name(table),
+        name=name_of(table),
         kind=kind,
         fall=table.integer("fall", FALLS.get(kind, 3), low=1, high=100, unit="bad looks in a row"),
         rise=table.integer("rise", 2, low=1, high=100, unit="good looks in a row"),
@@ -209,7 +209,8 @@ def parse_command(table: Table, key: str, example: str) -> Command:
     return words
 
 
-def _entry(kind: str, number: int, values: Mapping[str, object], faults: Faults, taken: list[str]) -> Table:
+def entry(kind: str, number: int, values: Mapping[str, object], faults: Faults, taken: list[str]) -> Table:
+    """The table of one of several of a kind; its name differs from those that are ``taken``."""
     stated = values.get("name")
     usable = isinstance(stated, str) and not form.name(stated)
     table = Table(f"{kind}[{stated if usable else number}]", values, faults)
@@ -220,6 +221,7 @@ def _entry(kind: str, number: int, values: Mapping[str, object], faults: Faults,
     return table
 
 
-def _name(table: Table) -> str:
+def name_of(table: Table) -> str:
+    """What ``entry`` has checked; empty where it cannot be used."""
     name = table.raw("name")
     return name if isinstance(name, str) else ""

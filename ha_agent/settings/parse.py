@@ -18,6 +18,7 @@ from ha_agent.settings import form
 from ha_agent.settings.entries import parse_command, parse_paths, parse_probes, parse_services
 from ha_agent.settings.reading import Faults, Table
 from ha_agent.settings.relations import check_pair, check_probes
+from ha_agent.settings.telling import parse_alarms, target_warnings
 from ha_agent.settings.values import (
     HEARTBEAT_PORT,
     LAN_PATH,
@@ -51,6 +52,8 @@ def settings_of(values: dict[str, object], *, source: str) -> Settings:
     services = parse_services(top, faults)
     probes = parse_probes(top, faults)
     warnings: list[str] = list(check_probes(probes, services, faults))
+    alarms = parse_alarms(top, faults)
+    warnings += target_warnings(alarms)
     ha = top.table("ha")
     enabled = ha.flag("enabled", default=False)
     ha.demanding = enabled
@@ -62,7 +65,12 @@ def settings_of(values: dict[str, object], *, source: str) -> Settings:
     if faults:
         raise ConfigFault(source, faults.lines())
     return Settings(
-        node=node, pair=pair if enabled else None, services=services, probes=probes, warnings=tuple(warnings)
+        node=node,
+        pair=pair if enabled else None,
+        services=services,
+        probes=probes,
+        alarms=alarms,
+        warnings=tuple(warnings),
     )
 
 

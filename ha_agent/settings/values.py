@@ -187,6 +187,86 @@ class ProbeSettings:
     mounted: bool = False
 
 
+class Severity(enum.Enum):
+    """How bad it is; the least that a target wants to be told."""
+
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class TargetKind(enum.Enum):
+    """How somebody is told."""
+
+    MAIL = "mail"
+    WEBHOOK = "webhook"
+
+
+class Security(enum.Enum):
+    """How the way to the mail server is encrypted."""
+
+    STARTTLS = "starttls"
+    TLS = "tls"
+    NONE = "none"
+
+
+REPORT = "report"
+"""The name of the management service among the targets."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One ``[[alarm]]``, or the management service of ``[report]``. Fields of the other kind are empty."""
+
+    name: str
+    kind: TargetKind
+    severity: Severity = Severity.WARNING
+    secret_file: str = ""  # password of the mail account, or the secret that signs a webhook
+    ca_file: str = ""  # the only authority to trust; empty: those of the system
+    verify: bool = True
+    deadline_s: float = 15.0  # of one delivery, from the connection to the answer
+    url: str = ""
+    host: str = ""
+    port: int = 0
+    security: Security = Security.STARTTLS
+    username: str = ""
+    sender: str = ""
+    recipients: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """``[alarms]``: how often the targets are told."""
+
+    repeat_s: float = 14_400.0  # of what stands; 0: never
+    group_s: float = 5.0  # what comes within it goes into one message
+    clear_after_s: float = 60.0  # so long gone is over
+    messages_per_hour_max: int = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportSettings:
+    """``[report]``: the management service (R17)."""
+
+    target: Target
+    cloud_im: bool = False
+    custom_domain: str = ""  # belongs to the Primary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlarmSettings:
+    """Whom to tell."""
+
+    rates: Rates = field(default_factory=Rates)
+    targets: tuple[Target, ...] = ()
+    report: ReportSettings | None = None
+
+    @property
+    def everyone(self) -> tuple[Target, ...]:
+        """All targets, the management service last."""
+        return (*self.targets, *((self.report.target,) if self.report is not None else ()))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """The whole file."""
@@ -195,4 +275,5 @@ class Settings:
     pair: PairSettings | None = None  # None: HA is off, the agent idles
     services: tuple[ServiceSettings, ...] = ()  # in the order of starting
     probes: tuple[ProbeSettings, ...] = ()
+    alarms: AlarmSettings = field(default_factory=AlarmSettings)
     warnings: tuple[str, ...] = ()  # sentences for a person; nothing is refused for them

@@ -43,6 +43,9 @@ class EngineReport(_message.Message):
     PATHS_FIELD_NUMBER: _builtins.int
     RESTORE_FIELD_NUMBER: _builtins.int
     BACKUP_LEFT_S_FIELD_NUMBER: _builtins.int
+    TROUBLES_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    NOTICES_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     cluster_id: _builtins.str
     role: _builtins.str
@@ -73,6 +76,8 @@ class EngineReport(_message.Message):
     """serial of a restore that wants the services stopped, and to stay so; 0: none"""
     backup_left_s: _builtins.float
     """how long the full backup that runs will take, where that can be told"""
+    run: _builtins.str
+    """another one for each run of the engine"""
     @_builtins.property
     def waiting_for(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """what a Quiesce still waits for"""
@@ -84,6 +89,14 @@ class EngineReport(_message.Message):
     @_builtins.property
     def paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """replicated files and folders: nobody else may write them after a quiesce"""
+
+    @_builtins.property
+    def troubles(self) -> _containers.RepeatedCompositeFieldContainer[Global___Trouble]:
+        """what stands on the engine's side just now, at most 64"""
+
+    @_builtins.property
+    def notices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Notice]:
+        """its newest warnings and errors, at most 64; each once in a call, again in the next"""
 
     def __init__(
         self,
@@ -107,16 +120,125 @@ class EngineReport(_message.Message):
         paths: _abc.Iterable[_builtins.str] | None = ...,
         restore: _builtins.int = ...,
         backup_left_s: _builtins.float | None = ...,
+        troubles: _abc.Iterable[Global___Trouble] | None = ...,
+        run: _builtins.str = ...,
+        notices: _abc.Iterable[Global___Notice] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_backup_left_s", b"_backup_left_s", "backup_left_s", b"backup_left_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_backup_left_s", b"_backup_left_s", "backup", b"backup", "backup_left_s", b"backup_left_s", "cluster_id", b"cluster_id", "current", b"current", "data", b"data", "digest", b"digest", "epoch", b"epoch", "finished", b"finished", "node_id", b"node_id", "paths", b"paths", "pid", b"pid", "progress", b"progress", "promised", b"promised", "promoted", b"promoted", "quiesced", b"quiesced", "restore", b"restore", "role", b"role", "sound", b"sound", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_backup_left_s", b"_backup_left_s", "backup", b"backup", "backup_left_s", b"backup_left_s", "cluster_id", b"cluster_id", "current", b"current", "data", b"data", "digest", b"digest", "epoch", b"epoch", "finished", b"finished", "node_id", b"node_id", "notices", b"notices", "paths", b"paths", "pid", b"pid", "progress", b"progress", "promised", b"promised", "promoted", b"promoted", "quiesced", b"quiesced", "restore", b"restore", "role", b"role", "run", b"run", "sound", b"sound", "troubles", b"troubles", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__backup_left_s: _TypeAlias = _typing.Literal["backup_left_s"]  # noqa: Y015
     _WhichOneofArgType__backup_left_s: _TypeAlias = _typing.Literal["_backup_left_s", b"_backup_left_s"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__backup_left_s) -> _WhichOneofReturnType__backup_left_s | None: ...
 
 Global___EngineReport: _TypeAlias = EngineReport  # noqa: Y015
+
+@_typing.final
+class Trouble(_message.Message):
+    """Something of the engine's that is not as it should be, for as long as it stands."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class FieldsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SEVERITY_FIELD_NUMBER: _builtins.int
+    WHAT_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    FIELDS_FIELD_NUMBER: _builtins.int
+    severity: _builtins.str
+    """info | warning | error"""
+    what: _builtins.str
+    """constant text; with the subject it says which one it is"""
+    subject: _builtins.str
+    @_builtins.property
+    def fields(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        severity: _builtins.str = ...,
+        what: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        fields: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fields", b"fields", "severity", b"severity", "subject", b"subject", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Trouble: _TypeAlias = Trouble  # noqa: Y015
+
+@_typing.final
+class Notice(_message.Message):
+    """Something that happened to the engine."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class FieldsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SERIAL_FIELD_NUMBER: _builtins.int
+    SEVERITY_FIELD_NUMBER: _builtins.int
+    WHAT_FIELD_NUMBER: _builtins.int
+    FIELDS_FIELD_NUMBER: _builtins.int
+    serial: _builtins.int
+    """grows within a run"""
+    severity: _builtins.str
+    """warning | error"""
+    what: _builtins.str
+    @_builtins.property
+    def fields(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        serial: _builtins.int = ...,
+        severity: _builtins.str = ...,
+        what: _builtins.str = ...,
+        fields: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fields", b"fields", "serial", b"serial", "severity", b"severity", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Notice: _TypeAlias = Notice  # noqa: Y015
 
 @_typing.final
 class FinishedRecord(_message.Message):
@@ -402,6 +524,7 @@ class AgentStatus(_message.Message):
     PEER_EPOCH_FIELD_NUMBER: _builtins.int
     ENGINE_ATTACHED_FIELD_NUMBER: _builtins.int
     BEATS_REFUSED_FIELD_NUMBER: _builtins.int
+    ALARM_TARGETS_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     station_type: _builtins.str
     role: _builtins.str
@@ -438,6 +561,8 @@ class AgentStatus(_message.Message):
     def last_switch(self) -> Global___SwitchRecord: ...
     @_builtins.property
     def beats_refused(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
+    @_builtins.property
+    def alarm_targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___AlarmTarget]: ...
     def __init__(
         self,
         *,
@@ -465,10 +590,11 @@ class AgentStatus(_message.Message):
         peer_epoch: _builtins.int = ...,
         engine_attached: _builtins.bool = ...,
         beats_refused: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        alarm_targets: _abc.Iterable[Global___AlarmTarget] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_switch", b"last_switch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "beats_refused", b"beats_refused", "cluster_ip", b"cluster_ip", "engine_attached", b"engine_attached", "epoch", b"epoch", "held", b"held", "holder", b"holder", "holds", b"holds", "last_switch", b"last_switch", "lease_left_s", b"lease_left_s", "maintenance_left_s", b"maintenance_left_s", "node", b"node", "observe_only", b"observe_only", "paths", b"paths", "peer_epoch", b"peer_epoch", "peer_reasons", b"peer_reasons", "peer_role", b"peer_role", "phase", b"phase", "probes", b"probes", "ready", b"ready", "reasons", b"reasons", "role", b"role", "single", b"single", "station_type", b"station_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm_targets", b"alarm_targets", "alarms", b"alarms", "beats_refused", b"beats_refused", "cluster_ip", b"cluster_ip", "engine_attached", b"engine_attached", "epoch", b"epoch", "held", b"held", "holder", b"holder", "holds", b"holds", "last_switch", b"last_switch", "lease_left_s", b"lease_left_s", "maintenance_left_s", b"maintenance_left_s", "node", b"node", "observe_only", b"observe_only", "paths", b"paths", "peer_epoch", b"peer_epoch", "peer_reasons", b"peer_reasons", "peer_role", b"peer_role", "phase", b"phase", "probes", b"probes", "ready", b"ready", "reasons", b"reasons", "role", b"role", "single", b"single", "station_type", b"station_type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1031,3 +1157,253 @@ class EventRecord(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EventRecord: _TypeAlias = EventRecord  # noqa: Y015
+
+@_typing.final
+class ListAlarmsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAlarmsRequest: _TypeAlias = ListAlarmsRequest  # noqa: Y015
+
+@_typing.final
+class ListAlarmsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALARMS_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
+    left_out: _builtins.int
+    """alarms that there was no room for, since the last message"""
+    @_builtins.property
+    def alarms(self) -> _containers.RepeatedCompositeFieldContainer[Global___AlarmRecord]:
+        """the oldest first"""
+
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___AlarmTarget]: ...
+    def __init__(
+        self,
+        *,
+        alarms: _abc.Iterable[Global___AlarmRecord] | None = ...,
+        targets: _abc.Iterable[Global___AlarmTarget] | None = ...,
+        left_out: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "left_out", b"left_out", "targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAlarmsResponse: _TypeAlias = ListAlarmsResponse  # noqa: Y015
+
+@_typing.final
+class AlarmRecord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class FieldsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SEVERITY_FIELD_NUMBER: _builtins.int
+    WHAT_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    SINCE_UNIX_S_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    TOLD_UNIX_S_FIELD_NUMBER: _builtins.int
+    FIELDS_FIELD_NUMBER: _builtins.int
+    severity: _builtins.str
+    """info | warning | error"""
+    what: _builtins.str
+    subject: _builtins.str
+    since_unix_s: _builtins.float
+    count: _builtins.int
+    """how often it was raised, or happened"""
+    state: _builtins.str
+    """stands | gone (not long enough to be over) | happened (it has no end)"""
+    told_unix_s: _builtins.float
+    """when a message last named it; absent: none did yet"""
+    @_builtins.property
+    def fields(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        severity: _builtins.str = ...,
+        what: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        since_unix_s: _builtins.float = ...,
+        count: _builtins.int = ...,
+        state: _builtins.str = ...,
+        told_unix_s: _builtins.float | None = ...,
+        fields: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_told_unix_s", b"_told_unix_s", "told_unix_s", b"told_unix_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_told_unix_s", b"_told_unix_s", "count", b"count", "fields", b"fields", "severity", b"severity", "since_unix_s", b"since_unix_s", "state", b"state", "subject", b"subject", "told_unix_s", b"told_unix_s", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__told_unix_s: _TypeAlias = _typing.Literal["told_unix_s"]  # noqa: Y015
+    _WhichOneofArgType__told_unix_s: _TypeAlias = _typing.Literal["_told_unix_s", b"_told_unix_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__told_unix_s) -> _WhichOneofReturnType__told_unix_s | None: ...
+
+Global___AlarmRecord: _TypeAlias = AlarmRecord  # noqa: Y015
+
+@_typing.final
+class AlarmTarget(_message.Message):
+    """Somebody who is told, and how that goes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    SEVERITY_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    SENT_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
+    GIVEN_UP_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    NEXT_TRY_S_FIELD_NUMBER: _builtins.int
+    OLDEST_UNIX_S_FIELD_NUMBER: _builtins.int
+    SENT_UNIX_S_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    kind: _builtins.str
+    """mail | webhook"""
+    severity: _builtins.str
+    """the least that is told; of the management service empty"""
+    waiting: _builtins.int
+    """messages that could not be sent yet"""
+    sent: _builtins.int
+    dropped: _builtins.int
+    """the oldest, for want of room"""
+    given_up: _builtins.int
+    """refused by the other end again and again"""
+    reason: _builtins.str
+    """why the last try failed; empty: it did not"""
+    next_try_s: _builtins.float
+    oldest_unix_s: _builtins.float
+    """of what waits"""
+    sent_unix_s: _builtins.float
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        severity: _builtins.str = ...,
+        waiting: _builtins.int = ...,
+        sent: _builtins.int = ...,
+        dropped: _builtins.int = ...,
+        given_up: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        next_try_s: _builtins.float | None = ...,
+        oldest_unix_s: _builtins.float | None = ...,
+        sent_unix_s: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_next_try_s", b"_next_try_s", "_oldest_unix_s", b"_oldest_unix_s", "_sent_unix_s", b"_sent_unix_s", "next_try_s", b"next_try_s", "oldest_unix_s", b"oldest_unix_s", "sent_unix_s", b"sent_unix_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_next_try_s", b"_next_try_s", "_oldest_unix_s", b"_oldest_unix_s", "_sent_unix_s", b"_sent_unix_s", "dropped", b"dropped", "given_up", b"given_up", "kind", b"kind", "name", b"name", "next_try_s", b"next_try_s", "oldest_unix_s", b"oldest_unix_s", "reason", b"reason", "sent", b"sent", "sent_unix_s", b"sent_unix_s", "severity", b"severity", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__next_try_s: _TypeAlias = _typing.Literal["next_try_s"]  # noqa: Y015
+    _WhichOneofArgType__next_try_s: _TypeAlias = _typing.Literal["_next_try_s", b"_next_try_s"]  # noqa: Y015
+    _WhichOneofReturnType__oldest_unix_s: _TypeAlias = _typing.Literal["oldest_unix_s"]  # noqa: Y015
+    _WhichOneofArgType__oldest_unix_s: _TypeAlias = _typing.Literal["_oldest_unix_s", b"_oldest_unix_s"]  # noqa: Y015
+    _WhichOneofReturnType__sent_unix_s: _TypeAlias = _typing.Literal["sent_unix_s"]  # noqa: Y015
+    _WhichOneofArgType__sent_unix_s: _TypeAlias = _typing.Literal["_sent_unix_s", b"_sent_unix_s"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__next_try_s) -> _WhichOneofReturnType__next_try_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__oldest_unix_s) -> _WhichOneofReturnType__oldest_unix_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sent_unix_s) -> _WhichOneofReturnType__sent_unix_s | None: ...
+
+Global___AlarmTarget: _TypeAlias = AlarmTarget  # noqa: Y015
+
+@_typing.final
+class TestAlarmRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    target: _builtins.str
+    """empty: all"""
+    def __init__(
+        self,
+        *,
+        target: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TestAlarmRequest: _TypeAlias = TestAlarmRequest  # noqa: Y015
+
+@_typing.final
+class TestAlarmResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___TestResult]: ...
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___TestResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TestAlarmResponse: _TypeAlias = TestAlarmResponse  # noqa: Y015
+
+@_typing.final
+class TestResult(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    SENT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    TOOK_S_FIELD_NUMBER: _builtins.int
+    target: _builtins.str
+    sent: _builtins.bool
+    reason: _builtins.str
+    """why not; or what the other end said of a part of it"""
+    took_s: _builtins.float
+    def __init__(
+        self,
+        *,
+        target: _builtins.str = ...,
+        sent: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+        took_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "sent", b"sent", "target", b"target", "took_s", b"took_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TestResult: _TypeAlias = TestResult  # noqa: Y015

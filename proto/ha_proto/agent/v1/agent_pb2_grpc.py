@@ -84,6 +84,16 @@ class AgentServiceStub:
                 request_serializer=ha__proto_dot_agent_dot_v1_dot_agent__pb2.ListEventsRequest.SerializeToString,
                 response_deserializer=ha__proto_dot_agent_dot_v1_dot_agent__pb2.EventRecord.FromString,
                 _registered_method=True)
+        self.ListAlarms = channel.unary_unary(
+                '/ha_proto.agent.v1.AgentService/ListAlarms',
+                request_serializer=ha__proto_dot_agent_dot_v1_dot_agent__pb2.ListAlarmsRequest.SerializeToString,
+                response_deserializer=ha__proto_dot_agent_dot_v1_dot_agent__pb2.ListAlarmsResponse.FromString,
+                _registered_method=True)
+        self.TestAlarm = channel.unary_unary(
+                '/ha_proto.agent.v1.AgentService/TestAlarm',
+                request_serializer=ha__proto_dot_agent_dot_v1_dot_agent__pb2.TestAlarmRequest.SerializeToString,
+                response_deserializer=ha__proto_dot_agent_dot_v1_dot_agent__pb2.TestAlarmResponse.FromString,
+                _registered_method=True)
 
 
 class AgentServiceServicer:
@@ -151,6 +161,20 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAlarms(self, request, context):
+        """What stands now, and whom it was told.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TestAlarm(self, request, context):
+        """A test message to one target or to all, sent at once and beside their queues.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -203,6 +227,16 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.ListEvents,
                     request_deserializer=ha__proto_dot_agent_dot_v1_dot_agent__pb2.ListEventsRequest.FromString,
                     response_serializer=ha__proto_dot_agent_dot_v1_dot_agent__pb2.EventRecord.SerializeToString,
+            ),
+            'ListAlarms': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAlarms,
+                    request_deserializer=ha__proto_dot_agent_dot_v1_dot_agent__pb2.ListAlarmsRequest.FromString,
+                    response_serializer=ha__proto_dot_agent_dot_v1_dot_agent__pb2.ListAlarmsResponse.SerializeToString,
+            ),
+            'TestAlarm': grpc.unary_unary_rpc_method_handler(
+                    servicer.TestAlarm,
+                    request_deserializer=ha__proto_dot_agent_dot_v1_dot_agent__pb2.TestAlarmRequest.FromString,
+                    response_serializer=ha__proto_dot_agent_dot_v1_dot_agent__pb2.TestAlarmResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -475,6 +509,60 @@ class AgentService:
             '/ha_proto.agent.v1.AgentService/ListEvents',
             ha__proto_dot_agent_dot_v1_dot_agent__pb2.ListEventsRequest.SerializeToString,
             ha__proto_dot_agent_dot_v1_dot_agent__pb2.EventRecord.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAlarms(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ha_proto.agent.v1.AgentService/ListAlarms',
+            ha__proto_dot_agent_dot_v1_dot_agent__pb2.ListAlarmsRequest.SerializeToString,
+            ha__proto_dot_agent_dot_v1_dot_agent__pb2.ListAlarmsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TestAlarm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ha_proto.agent.v1.AgentService/TestAlarm',
+            ha__proto_dot_agent_dot_v1_dot_agent__pb2.TestAlarmRequest.SerializeToString,
+            ha__proto_dot_agent_dot_v1_dot_agent__pb2.TestAlarmResponse.FromString,
             options,
             channel_credentials,
             insecure,
