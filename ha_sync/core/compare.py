@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from struct import Struct
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import xxhash
 
@@ -45,6 +45,37 @@ def record_of(seen: Seen) -> bytes:
         kind, mode, uid, gid, mtime_ns, size, len(key), len(link), len(xattrs) << 1 | bool(content), unreadable
     )
     return head + key + content + link + xattrs
+
+
+class Status(Protocol):
+    """What stat says of a file."""
+
+    @property
+    def st_mode(self) -> int: ...  # noqa: D102
+    @property
+    def st_uid(self) -> int: ...  # noqa: D102
+    @property
+    def st_gid(self) -> int: ...  # noqa: D102
+    @property
+    def st_mtime_ns(self) -> int: ...  # noqa: D102
+    @property
+    def st_size(self) -> int: ...  # noqa: D102
+
+
+def plain_record(key: bytes, kind: int, status: Status) -> bytes:
+    """The record, but for its key, of a file whose content was not looked at."""
+    return _FIXED.pack(
+        kind,
+        status.st_mode & 0o7777,
+        status.st_uid,
+        status.st_gid,
+        status.st_mtime_ns,
+        status.st_size,
+        len(key),
+        0,
+        0,
+        False,
+    )
 
 
 def digest_of(entries: Iterable[Seen]) -> bytes:
@@ -90,8 +121,3 @@ def unlike(active: Seen, standby: Seen) -> tuple[str, ...]:
         for name in Seen._fields
         if name not in {"key", "unreadable"} and getattr(active, name) != getattr(standby, name)
     )
-
-
-def is_full(objects: int, content_bytes: int) -> bool:
-    """Whether a range ends here."""
-    return objects >= RANGE_OBJECTS or content_bytes >= RANGE_BYTES

@@ -19,7 +19,7 @@ import xxhash
 
 from ha_sync.catalogue.tree import TYPE_DIRECTORY, TYPE_FILE, TYPE_SYMLINK, key_of, path_of
 from ha_sync.config import TreeSettings
-from ha_sync.core.compare import Seen, is_full
+from ha_sync.core.compare import RANGE_BYTES, RANGE_OBJECTS, Seen, plain_record, record_of
 from ha_sync.errors import HaSyncError
 from ha_sync.files.blocks import block_size_for, whole_hash
 from ha_sync.files.confine import DEPTH_MAX, Root, split
@@ -36,6 +36,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _TYPES = {stat.S_IFREG: TYPE_FILE, stat.S_IFDIR: TYPE_DIRECTORY, stat.S_IFLNK: TYPE_SYMLINK}
 _FORMAT = 0o170000
+_REGULAR = stat.S_IFREG
 _PERMISSIONS = 0o7777
 _LONG = 2 * DEPTH_MAX
 """A shorter key is neither too long nor too deep."""
@@ -50,10 +51,9 @@ class TreeLook:
         scope = Scope.of(settings)
         self._held = scope if standby and scope.held_patterns else None
         self._levels: list[_Level] = []
-        self._walk: Iterator[Local] = iter(())
         self._at: bytes | None = None  # everything up to here was given
         self._begun = False
-        self._ahead: Local | None = None
+        self._root_is_due = False
         self._reader = _Reader()
         self.unreadable: set[bytes] = set()  # keys of directories whose content is unknown
 
@@ -64,15 +64,12 @@ class TreeLook:
 
     # ---- ranges
 
-    def cut(self, after: bytes | None) -> list[Local]:
-        """The next range after a key (None: from the root on); empty at the end."""
+    def cut(
+        self, after: bytes | None, *, objects: int = RANGE_OBJECTS, content_bytes: int = RANGE_BYTES
+    ) -> list[Local]:
+        """The next range after a key (None: from the root on), at most so large; empty at the end."""
         self._seek(after)
-        found: list[Local] = []
-        content = 0
-        while not is_full(len(found), content) and (item := self._next()) is not None:
-            found.append(item)
-            if item[1].st_mode & _FORMAT == stat.S_IFREG:
-                content += item[1].st_size
+        found = self._gather(b"", objects, content_bytes)
         if found:
             self._at = found[-1][0]
         return found
@@ -80,12 +77,10 @@ class TreeLook:
     def between(self, after: bytes | None, until: bytes) -> Iterator[Local]:
         """The range that the other node cut; ``until`` is included, empty: to the end."""
         self._seek(after)
-        while (item := self._next()) is not None:
-            if until and item[0] > until:
-                self._ahead = item
-                break
-            self._at = item[0]
-            yield item
+        while found := self._gather(until, RANGE_OBJECTS, RANGE_BYTES):
+            yield from found
+            # Only now: a caller that stops in the middle begins anew.
+            self._at = found[-1][0]
         self._at = until
 
     def at(self, paths: Iterable[bytes]) -> Iterator[Local]:
@@ -103,69 +98,74 @@ class TreeLook:
         if self._begun and self._at == after and after is not None:
             return
         self._leave()
-        self._begun, self._at = True, after
-        self._walk = self._from(after)
-
-    def _next(self) -> Local | None:
-        item, self._ahead = self._ahead, None
-        return item if item is not None else next(self._walk, None)
+        self._begun, self._at = True, None  # until something is given, nothing goes on from here
+        self._begin(after)
 
     def _leave(self) -> None:
         for level in self._levels:
             level.close()
         self._levels = []
-        self._walk, self._ahead, self._begun = iter(()), None, False
+        self._begun = self._root_is_due = False
         self._root.forget()
 
     # ---- walking
 
-    def _from(self, after: bytes | None) -> Iterator[Local]:
-        if after is None:
-            yield b"", os.fstat(self._root.fd)
+    def _begin(self, after: bytes | None) -> None:
+        self._root_is_due = after is None
         levels = self._levels
         level: _Level | None = self._level(b"", os.dup(self._root.fd))
         for part in after.split(b"\0") if after else ():
             if level is None:
-                break
+                return
             levels.append(level)
             level.index = bisect_left(level.names, part)
             if level.index == len(level.names) or level.names[level.index] != part:
-                level = None
-                break
+                return
             level.index += 1
             level = self._below(level, level.prefix + part)
         if level is not None:
             levels.append(level)
-        yield from self._onward()
 
-    def _onward(self) -> Iterator[Local]:
-        levels = self._levels
+    def _gather(self, until: bytes, objects: int, content_bytes: int) -> list[Local]:
+        """Goes on for so long: a loop without calls, since it runs a million times."""
+        found: list[Local] = []
+        if self._root_is_due:
+            self._root_is_due = False
+            found.append((b"", os.fstat(self._root.fd)))
+        levels, plain, stat_of = self._levels, self._held is None, os.stat
         while levels:
             level = levels[-1]
-            names, prefix, fd = level.names, level.prefix, level.fd
-            while level.index < len(names):
-                name = names[level.index]
-                level.index += 1
+            names, prefix, fd, index = level.names, level.prefix, level.fd, level.index
+            below: _Level | None = None
+            for name in names[index:] if index else names:
                 key = prefix + name
+                if (until and key > until) or len(found) >= objects or content_bytes <= 0:
+                    level.index = index
+                    return found
+                index += 1
                 try:
-                    status = (
-                        os.stat(name, dir_fd=fd, follow_symlinks=False)
-                        if self._held is None
-                        else self._root.lstat(self._place(path_of(key)))
-                    )
+                    status = stat_of(name, dir_fd=fd, follow_symlinks=False) if plain else self._stat_of_held(key)
                 except (FileNotFoundError, NotADirectoryError, HaSyncError):
                     continue
                 kind = status.st_mode & _FORMAT
-                if kind not in _TYPES or (len(key) > _LONG and self._rules.is_too_long(path_of(key))):
+                if len(key) > _LONG and self._rules.is_too_long(path_of(key)):
                     continue
-                yield key, status
-                if kind == stat.S_IFDIR:
-                    below = self._below(level, key)
-                    if below is not None:
-                        levels.append(below)
+                if kind == _REGULAR:
+                    found.append((key, status))
+                    content_bytes -= status.st_size
+                elif kind in _TYPES:
+                    found.append((key, status))
+                    if kind == stat.S_IFDIR and (below := self._below(level, key)) is not None:
                         break
+            level.index = index
+            if below is not None:
+                levels.append(below)
             else:
                 levels.pop().close()
+        return found
+
+    def _stat_of_held(self, key: bytes) -> os.stat_result:
+        return self._root.lstat(self._place(path_of(key)))
 
     def _below(self, level: _Level, key: bytes) -> _Level | None:
         try:
@@ -210,6 +210,16 @@ class TreeLook:
         return path if self._held is None else self._held.place(path)
 
     # ---- looking closer
+
+    def digest(self, items: Iterable[Local]) -> bytes:
+        """``digest_of`` what ``see`` gives of the metadata; spares an object for each file."""
+        parts: list[bytes] = []
+        for key, status in items:
+            if status.st_mode & _FORMAT == _REGULAR:
+                parts += (plain_record(key, TYPE_FILE, status), key)
+            else:
+                parts += map(record_of, self.see(((key, status),), content=False))
+        return xxhash.xxh3_128_digest(b"".join(parts))
 
     def see(self, items: Iterable[Local], *, content: bool) -> Iterator[Seen]:
         """Each object, with its content where asked for; what went meanwhile is left out."""

@@ -23,12 +23,15 @@ from ha_sync.backup.full.gentle import quiet_executor
 from ha_sync.backup.full.looking import Local, TreeLook
 from ha_sync.catalogue.tree import TYPE_FILE, Entry, key_of, path_of
 from ha_sync.config import TreeSettings
-from ha_sync.core.compare import Seen, digest_of, fault_between, merged, unlike
+from ha_sync.core.compare import RANGE_OBJECTS, Seen, digest_of, fault_between, merged, unlike
 from ha_sync.core.examine import Depth, Examined, Fault, Finding, Peer, Run, Side
 from ha_sync.errors import HaSyncError, ProtocolFault, Retryable
 
 AHEAD = 4
 """Ranges whose digests are asked for and not yet compared."""
+
+PLAIN_OBJECTS = 4000
+"""In a range of which no content is read."""
 
 ENTRIES_MAX = 4000
 """Entries of one answer; a range with more is compared in portions."""
@@ -92,15 +95,16 @@ class TreeWitness:
                 raise ProtocolFault("cannot answer", subject=self._settings.name, reason=f"{other!r} is not known")
 
     def _digest(self, wanted: pb.TreeRange, *, content: bool) -> bytes:
-        seen = list(self._range(wanted, content=content))
-        return pb.TreeDigest(digest=digest_of(seen), objects=len(seen)).SerializeToString()
+        look = self._opened()
+        if look is None:
+            return pb.TreeDigest(digest=digest_of(())).SerializeToString()
+        items = look.between(_after(wanted), wanted.until)
+        digest = digest_of(look.see(items, content=True)) if content else look.digest(items)
+        return pb.TreeDigest(digest=digest).SerializeToString()
 
     def _range(self, wanted: pb.TreeRange, *, content: bool) -> Iterator[Seen]:
         look = self._opened()
-        if look is None:
-            return iter(())
-        after = None if wanted.from_root else wanted.after
-        return look.see(look.between(after, wanted.until), content=content)
+        return look.see(look.between(_after(wanted), wanted.until), content=content) if look is not None else iter(())
 
     def _opened(self) -> TreeLook | None:
         if self._look is None:
@@ -113,6 +117,10 @@ class TreeWitness:
         if self._look is not None:
             self._look.close()
             self._look = None
+
+
+def _after(wanted: pb.TreeRange) -> bytes | None:
+    return None if wanted.from_root else wanted.after
 
 
 def _first(seen: Iterator[Seen], limit: int) -> Iterator[Seen]:
@@ -149,15 +157,21 @@ def _from_wire(entry: pb.TreeEntry) -> Seen:
 # ---- the Active
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Range:
     """A range that is being compared."""
 
     after: bytes | None
-    until: bytes
-    seen: list[Seen]
+    items: list[Local]
     content_bytes: int
     theirs: asyncio.Task[bytes]
+    digest: bytes = b""
+    seen: list[Seen] | None = None  # kept where the content was read
+
+    @property
+    def until(self) -> bytes:
+        """Its last key; empty: it is the rest of the tree."""
+        return self.items[-1][0] if self.items else b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,9 +247,10 @@ class _Examination:
         cursor = self._run.cursor
         after = cursor[1:] if cursor else None
         self._run.expect(objects=self._book.expected(), content_bytes=0)
+        objects = RANGE_OBJECTS if self._content else PLAIN_OBJECTS
         try:
             while True:
-                items = await self._thread(lambda at=after: self._look.cut(at))  # type: ignore[misc]
+                items = await self._thread(lambda at=after: self._look.cut(at, objects=objects))  # type: ignore[misc]
                 await self._begin(after, items)
                 if not items:
                     break
@@ -269,38 +284,48 @@ class _Examination:
         wanted = pb.TreeRange(from_root=after is None, after=after or b"", until=until)
         question = pb.TreeQuestion(digest=wanted, content=self._content)
         theirs = asyncio.create_task(self._digest(question), name="range of a tree")
-        this = _Range(after=after, until=until, seen=[], content_bytes=size, theirs=theirs)
+        this = _Range(after=after, items=items, content_bytes=size, theirs=theirs)
         self._pending.append(this)
-        seen = await self._thread(lambda: list(self._look.see(items, content=self._content)))
-        self._pending[-1] = replace(this, seen=seen)
+        await asyncio.sleep(0)  # the question goes out first: both nodes read at once
+
+        def here() -> tuple[bytes, list[Seen] | None]:
+            if not self._content:
+                return self._look.digest(items), None
+            seen = list(self._look.see(items, content=True))
+            return digest_of(seen), seen
+
+        this.digest, this.seen = await self._thread(here)
 
     async def _digest(self, question: pb.TreeQuestion) -> bytes:
         answer = b"".join([chunk async for chunk in self._peer.ask(question.SerializeToString())])
         return pb.TreeDigest.FromString(answer).digest
 
     async def _settle(self, this: _Range) -> None:
-        theirs = await this.theirs
-        if theirs != await self._thread(lambda: digest_of(this.seen)):
+        if await this.theirs != this.digest:
             await self._differs(this)
-        self._count.objects += len(this.seen)
+        objects = len(this.items)
+        self._count.objects += objects
         self._count.content_bytes += this.content_bytes
-        self._run.advance(objects=len(this.seen), content_bytes=this.content_bytes)
+        self._run.advance(objects=objects, content_bytes=this.content_bytes)
         if this.until:
             await self._run.reached(b"\x01" + this.until)
 
     async def _differs(self, this: _Range) -> None:
         """Exchanges the entries of a range, in portions."""
         after, start = this.after, 0
+        seen = this.seen
+        if seen is None:
+            seen = await self._thread(lambda: list(self._look.see(this.items, content=False)))
         while True:
             wanted = pb.TreeRange(from_root=after is None, after=after or b"", until=this.until, limit=ENTRIES_MAX)
             question = pb.TreeQuestion(entries=wanted, content=self._content)
-            theirs = [seen async for seen in self._entries(question)]
+            theirs = [entry async for entry in self._entries(question)]
             more = len(theirs) >= ENTRIES_MAX
-            end = len(this.seen)
+            end = len(seen)
             if more:
                 last = theirs[-1].key
-                end = next((at for at in range(start, len(this.seen)) if this.seen[at].key > last), end)
-            paths = tuple(_Pair(*pair).path for pair in merged(this.seen[start:end], theirs))
+                end = next((at for at in range(start, len(seen)) if seen[at].key > last), end)
+            paths = tuple(_Pair(*pair).path for pair in merged(seen[start:end], theirs))
             for at in range(0, len(paths), PATHS_MAX):
                 await self._judge(paths[at : at + PATHS_MAX])
             if not more:
