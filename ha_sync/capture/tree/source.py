@@ -388,6 +388,9 @@ class TreeSource:
     def ended(self, session: TreeSession) -> None:
         """Called by a session that closes."""
         if self._session is session:
+            if self._ack_due:
+                # What was acknowledged last must not be taken for what the Standby lacks.
+                self._flush_acks()
             self._session = None
 
     def tell(self, told: Told) -> None:
