@@ -25,7 +25,7 @@ SHOWN_MAX = 200
 """Characters of a value."""
 
 Line = dict[str, str]
-"""``table``, ``key``, ``column``, ``old``, ``new``, and ``what``: changed, new, deleted, or a missing record."""
+"""``table``, ``key``, ``column``, ``old``, ``new``, ``what``: changed, new, deleted, only here, record (missing)."""
 
 
 def differing_rows(settings: SqliteSettings, image: str, *, limit: int, goes_on: Callable[[], None]) -> list[Line]:
@@ -71,6 +71,8 @@ def _of_part(db: apsw.Connection, place: int, part: Part) -> Iterator[Line]:
         mine = dict(zip(part.columns, row, strict=True))
         key = ", ".join(f"{name}={shown(mine[name])}" for name in names)
         theirs = _found(db, part, names, mine) if table is not None else None
+        if table is not None and names != part.key:
+            yield from _in_its_place(db, place, part, names, mine)
         if theirs is None:
             yield from (
                 _line(part, key, column=name, what="new", new=mine[name])
@@ -85,6 +87,25 @@ def _of_part(db: apsw.Connection, place: int, part: Part) -> Iterator[Line]:
                 yield _line(part, key, column=name, what="changed", old=theirs[name], new=mine[name])
     if part.gone:
         yield from _gone(db, place, part, table, names)
+
+
+def _in_its_place(
+    db: apsw.Connection, place: int, part: Part, names: tuple[str, ...], mine: dict[str, apsw.SQLiteValue]
+) -> Iterator[Line]:
+    """The row that bears this one's number here: the former Active had removed it, or the new one has added it."""
+    other = _found(db, part, part.key, mine)
+    if other is None or any(name not in other for name in names):
+        return
+    named = tuple(other[name] for name in names)
+    if named == tuple(mine[name] for name in names):
+        return
+    columns = [f"c{part.columns.index(name)} IS ?" for name in names]
+    if db.execute(f"SELECT 1 FROM img.r{place} WHERE {' AND '.join(columns)}", named).fetchall():
+        return
+    key = ", ".join(f"{name}={shown(value)}" for name, value in zip(names, named, strict=True))
+    yield from (
+        _line(part, key, column=name, what="only here", old=value) for name, value in other.items() if name not in names
+    )
 
 
 def _gone(db: apsw.Connection, place: int, part: Part, table: Table | None, names: tuple[str, ...]) -> Iterator[Line]:
@@ -138,7 +159,7 @@ def _line(
         "column": column,
         "what": what,
         "old": "" if what == "new" else shown(old),
-        "new": "" if what == "deleted" else shown(new),
+        "new": "" if what in {"deleted", "only here"} else shown(new),
     }
 
 

@@ -1,10 +1,14 @@
-"""A pair whose datasets diverge: configuration and call records by rows, call records and a key store by pages, trees."""
+"""A pair whose datasets diverge: configuration and call records by rows, call events by pages, three trees."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from ha_sync.sample.pair import LocalNode, LocalPair, Place
@@ -35,7 +39,7 @@ kind = "sqlite"
 path = "{root}/cdr.db"
 capture = "rows"
 live_triggers = true
-writer_busy_timeout_ms = 5000
+{cdr_timeout}
 
 [[dataset]]
 name = "cel"
@@ -73,13 +77,36 @@ INBOX = "voicemail/default/100/INBOX"
 class DivergedPair(LocalPair):
     """Two engines; ``a`` is Active of epoch 1 and ``b`` its Standby."""
 
-    def __init__(self, directory: str, *, merge: str = "auto") -> None:
+    def __init__(self, directory: str, *, merge: str = "auto", cdr_timeout: int | None = 5000) -> None:
+        timeout = "" if cdr_timeout is None else f"writer_busy_timeout_ms = {cdr_timeout}"
+
         def toml(place: Place) -> str:
             facts = {key: getattr(place, key) for key in ("name", "state_dir", "run_dir", "listen", "peer", "root")}
-            return TOML.format(merge=merge, **facts)
+            return TOML.format(merge=merge, cdr_timeout=timeout, **facts)
 
         super().__init__(directory, toml)
         furnish(self.a.place.root)
+
+    @contextlib.contextmanager
+    def beside(self, node: LocalNode, database: str) -> Iterator[None]:
+        """A program has the database open, as the PBX would."""
+        program = (
+            "import sqlite3, sys\n"
+            "connection = sqlite3.connect(sys.argv[1])\n"
+            "connection.execute('SELECT count(*) FROM sqlite_schema').fetchall()\n"
+            "print('open', flush=True)\n"
+            "sys.stdin.read()\n"
+        )
+        command = [sys.executable, "-c", program, f"{node.place.root}/{database}"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stdout.readline() == "open\n"
+            try:
+                yield
+            finally:
+                process.stdin.close()
+                process.wait()
 
 
 def furnish(root: str) -> None:

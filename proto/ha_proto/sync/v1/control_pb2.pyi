@@ -1772,7 +1772,7 @@ class DivergenceLine(_message.Message):
     KEPT_AT_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
     what: _builtins.str
-    """changed | new | deleted | record | metadata"""
+    """changed | new | deleted | only here | record | left | metadata"""
     table: _builtins.str
     """of a database"""
     key: _builtins.str
