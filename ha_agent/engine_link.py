@@ -20,7 +20,6 @@ from ha_proto.agent.v1 import agent_pb2 as pb
 log = logging.getLogger("ha_agent")
 
 SILENT_S = 2.5
-LOOKS = 10  # within that time
 DIRECTIVES_MAX = 64
 
 
@@ -162,9 +161,10 @@ class EngineLink:
         """Notices an engine that fell silent; until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
-            if self._report is not None and loop.time() - self._reported_at > self._silent_s:
+            left_s = self._reported_at + self._silent_s - loop.time()
+            if self._report is not None and left_s <= 0:
                 self._lose()
-            await asyncio.sleep(self._silent_s / LOOKS)
+            await asyncio.sleep(left_s if self._report is not None else self._silent_s)
 
     async def _read(
         self, reports: AsyncIterator[pb.EngineReport], directives: asyncio.Queue[pb.Directive | None]

@@ -82,7 +82,7 @@ async def build(
     commands = Commands()
     engine_probe = EngineProbe()
     agent = Agent(settings, on_tick=on_tick, clock=clock)
-    holder, lan = _holder(pair, agent.lan_answered, stands_in=stands_in, clock=clock)
+    holder, lan = _holder(pair, agent, stands_in=stands_in, clock=clock)
     engine = EngineLink(
         on_report=agent.engine_reported,
         on_lost=agent.engine_lost,
@@ -90,7 +90,9 @@ async def build(
         firmware=settings.node.firmware,
     )
     monitor = Monitor(
-        watches_of(settings, Tools(commands=commands, executor=executor, engine=engine_probe)), agent.health_changed
+        watches_of(settings, Tools(commands=commands, executor=executor, engine=engine_probe)),
+        agent.health_changed,
+        aligned=agent.aligned,
     )
     services = Services(
         settings.services,
@@ -240,7 +242,7 @@ def _stand_in_mac(pair: PairSettings) -> Mac:
 
 
 def _holder(
-    pair: PairSettings, on_answer: Callable[[float, bool], None], *, stands_in: bool, clock: Callable[[], float]
+    pair: PairSettings, agent: Agent, *, stands_in: bool, clock: Callable[[], float]
 ) -> tuple[Holder, Lan | None]:
     addresses = pair.cluster_addresses
     if stands_in:
@@ -251,7 +253,8 @@ def _holder(
         gateway=pair.gateway if pair.gateway not in addresses else None,
         apart=frozenset({*addresses, pair.peer_ip}),
         peer_mac=pair.peer_mac,
-        on_answer=on_answer,
+        on_answer=agent.lan_answered,
+        aligned=agent.aligned,
     )
     return holder, lan
 

@@ -26,11 +26,12 @@ from ha_agent.arbiter.actions import Action
 from ha_agent.arbiter.beat import beat_of
 from ha_agent.arbiter.state import Engine, State
 from ha_agent.arbiter.step import step
-from ha_agent.arbiter.values import SERVING, Digest, Epoch, Mac, Phase
+from ha_agent.arbiter.values import SERVING, Digest, Epoch, Mac, Phase, Station
 from ha_agent.cluster_ip.links import Change, Overflow
 from ha_agent.cluster_ip.netlink import AddressFacts, LinkFacts
 from ha_agent.health import HealthVector
 from ha_agent.heartbeat.beat import NAME_MAX, FullSync, Told
+from ha_agent.heartbeat.cadence import Cadence
 from ha_agent.heartbeat.detector import Verdict
 from ha_agent.heartbeat.seal import Heard, Rejected
 from ha_agent.settings import Settings
@@ -64,16 +65,19 @@ class Agent:
         self._requests = Requests()
         self._stepping = False
         self._restore = 0  # the serial of the engine's that was answered last
+        self._looked = float("-inf")
         self._stop_asked = asyncio.Event()
         self._stopped = asyncio.Event()
         self.changed = asyncio.Event()  # set and replaced whenever the state may look different
         self.peer_told = Told()
         self.parts: Parts
         self._deeds: Deeds
+        self._cadence: Cadence
 
     def begin(self, parts: Parts, state: State, actions: tuple[Action, ...]) -> None:
         """The first state and what it asks for, as ``arbiter.begin`` made them; performed when ``run`` begins."""
         self.parts, self._state, self._first = parts, state, actions
+        self._cadence = Cadence(interval_s=state.settings.beat_s, follows=state.settings.station is Station.SECONDARY)
         self._deeds = Deeds(
             self.settings,
             parts,
@@ -172,21 +176,39 @@ class Agent:
     # ---- time
 
     async def _tick_for_ever(self) -> None:
+        """By the loop's timer: a task that sleeps would turn the loop twice for each tick."""
         loop = asyncio.get_running_loop()
-        interval_s = self.state.settings.beat_s
-        looked, due = float("-inf"), loop.time()
-        while True:
-            self.parts.channel.drain()
-            self.links_changed(self.parts.links.drain())
-            self.tell(ev.Tick)
-            self._send_beat()
-            self._on_tick()
-            now = loop.time()
-            if now - looked >= LOOK_EVERY_S:
-                looked = now
-                self._look()
-            due = max(due + interval_s, now)
-            await asyncio.sleep(due - now)
+        failed: asyncio.Future[None] = loop.create_future()
+        timer: asyncio.TimerHandle
+
+        def tick() -> None:
+            nonlocal timer
+            try:
+                self._tick(loop.time())
+            except Exception as error:  # noqa: BLE001 - raised again by who awaits it
+                failed.set_exception(error)
+            else:
+                timer = loop.call_at(self._cadence.advance(loop.time()), tick)
+
+        timer = loop.call_at(self._cadence.begin(loop.time()), tick)
+        try:
+            await failed
+        finally:
+            timer.cancel()
+
+    def _tick(self, now: float) -> None:
+        self.parts.channel.drain()
+        self.links_changed(self.parts.links.drain())
+        self.tell(ev.Tick)
+        self._send_beat()
+        self._on_tick()
+        if now - self._looked >= LOOK_EVERY_S:
+            self._looked = now
+            self._look()
+
+    def aligned(self, at: float) -> float:
+        """See ``Cadence.nearest``; seconds of the loop's clock."""
+        return self._cadence.nearest(at)
 
     def _look(self) -> None:
         """What notices may have missed."""
@@ -204,6 +226,7 @@ class Agent:
         """A beat that was let in."""
         if verdict.life and verdict.newest:
             self.peer_told = heard.told
+            self._cadence.heard(asyncio.get_running_loop().time())
             self.tell(ev.BeatHeard, beat=heard.beat, echoed_at=verdict.echoed_at)
             if heard.beat.serves:
                 self._requests.peer_serves(heard.beat.epoch)

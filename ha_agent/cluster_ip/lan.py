@@ -30,13 +30,15 @@ class Lan:
         apart: frozenset[Address],
         peer_mac: Mac,
         on_answer: Callable[[float, bool], None],
+        aligned: Callable[[float], float] = lambda at: at,
     ) -> None:
-        """``apart``: addresses that are no witness, the cluster's and the peer's."""
+        """``apart``: addresses that are no witness, the cluster's and the peer's. ``aligned``: see the monitor."""
         self._holder = holder
         self._gateway = gateway
         self._apart = apart
         self._peer_mac = peer_mac
         self._on_answer = on_answer
+        self._aligned = aligned
 
     async def run(self) -> None:
         """Asks until cancelled."""
@@ -48,7 +50,7 @@ class Lan:
                     await self._ask(self._gateway, gateway=True)
                 else:
                     await self._ask_neighbours()
-            await asyncio.sleep(max(0.05, began + ASK_EVERY_S - loop.time()))
+            await asyncio.sleep(self._aligned(max(loop.time() + 0.05, began + ASK_EVERY_S)) - loop.time())
 
     async def _ask(self, address: Address, *, gateway: bool) -> None:
         neighbours = self._holder.neighbours.get(address.version)

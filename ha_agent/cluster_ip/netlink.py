@@ -22,7 +22,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Index = NewType("Index", int)
 
 FOREVER = 0xFFFFFFFF
-ANSWER_WITHIN_S = 2.0
+ANSWER_WITHIN_S = 2
 RECEIVE_BYTES = 1 << 16
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
@@ -102,7 +102,8 @@ class Kernel:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         try:
             self._socket.bind((0, 0))
-            self._socket.settimeout(ANSWER_WITHIN_S)
+            # Of the kernel: Python's own timeout asks poll(2) before each call.
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", ANSWER_WITHIN_S, 0))
         except OSError:
             self._socket.close()
             raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Callable
 
 from ha_agent.health.look import GOOD, Look, Reason, bad
 
@@ -12,7 +12,7 @@ class EngineProbe:
 
     def __init__(self) -> None:
         self._attached = False
-        self._changed = asyncio.Event()
+        self._rouse: Callable[[], None] = lambda: None
 
     def attached(self) -> None:
         """The engine's call has begun."""
@@ -29,12 +29,11 @@ class EngineProbe:
 
     async def look(self) -> tuple[Look, ...]:
         """One look."""
-        self._changed.clear()
         return (GOOD if self._attached else bad(Reason.DETACHED, "the engine holds no call"),)
 
-    async def roused(self) -> None:
-        """It came or went."""
-        await self._changed.wait()
+    def rouse_with(self, rouse: Callable[[], None]) -> None:
+        """Called when it came or went."""
+        self._rouse = rouse
 
     def restart(self) -> None:
         """Nothing is remembered."""
@@ -44,4 +43,4 @@ class EngineProbe:
 
     def _set(self, *, attached: bool) -> None:
         self._attached = attached
-        self._changed.set()
+        self._rouse()

@@ -1,6 +1,6 @@
 """Runs the probes and turns their looks into the health vector. No policy: it says what is, the arbiter decides.
 
-Each probe has a task of its own: look, judge, wait for the interval or until the probe is roused. A look past its
+Each probe has a task of its own: look, judge, wait for the interval or until the probe rouses it. A look past its
 deadline is a bad one (*silent*); so is one that raised (*unreadable*): a probe never ends, nor does it end others.
 Between a rise and a fall the interval holds, so a fault shows after (fall - 1) intervals and the length of the looks.
 While the services are stopped or being started (``expect(running=False)``), probes of ``When.ACTIVE`` do not look and
@@ -45,15 +45,24 @@ class _Standing:
     watch: Watch
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+    void: bool = False  # whoever stopped the services meanwhile made the look that goes on worthless
 
 
 class Monitor:
     """One per agent. ``run`` until cancelled."""
 
-    def __init__(self, watches: tuple[Watch, ...], on_change: Callable[[HealthVector], None]) -> None:
+    def __init__(
+        self,
+        watches: tuple[Watch, ...],
+        on_change: Callable[[HealthVector], None],
+        *,
+        aligned: Callable[[float], float] = lambda at: at,
+    ) -> None:
+        """``aligned``: the moment, a little later than the given one, at which the process wakes anyway."""
         assert len({watch.name for watch in watches}) == len(watches), [watch.name for watch in watches]
         self._standings = tuple(_Standing(watch=watch) for watch in watches)
         self._on_change = on_change
+        self._aligned = aligned
         self._running = False
         self._vector = self._gathered()
 
@@ -69,6 +78,7 @@ class Monitor:
             if standing.watch.when is When.ACTIVE:
                 standing.watch.probe.restart()
                 standing.verdicts = {subject: reset() for subject in standing.verdicts}
+                standing.void = True
                 standing.wake.set()
         self._publish()
 
@@ -85,6 +95,7 @@ class Monitor:
         try:
             async with asyncio.TaskGroup() as tasks:
                 for standing in self._standings:
+                    standing.watch.probe.rouse_with(standing.wake.set)
                     tasks.create_task(self._watch(standing), name=f"probe {standing.watch.name}")
         finally:
             for standing in self._standings:
@@ -95,10 +106,10 @@ class Monitor:
         watch = standing.watch
         while True:
             standing.wake.clear()
+            standing.void = False
             if watch.when is When.ALWAYS or self._running:
                 looks = await self._look(standing)
-                # Whoever stopped the services meanwhile made this look worthless.
-                if not standing.wake.is_set():
+                if not standing.void:
                     self._judge(standing, looks)
             await self._pause(standing)
 
@@ -126,15 +137,13 @@ class Monitor:
         self._publish()
 
     async def _pause(self, standing: _Standing) -> None:
-        """Until the interval is over, the probe is roused, or somebody wants it anew."""
-        roused = asyncio.ensure_future(standing.watch.probe.roused())
-        wanted = asyncio.ensure_future(standing.wake.wait())
+        """Until the interval is over, the probe rouses it, or somebody wants it anew."""
+        loop = asyncio.get_running_loop()
+        over = loop.call_at(self._aligned(loop.time() + standing.watch.interval_s), standing.wake.set)
         try:
-            await asyncio.wait((roused, wanted), timeout=standing.watch.interval_s, return_when=asyncio.FIRST_COMPLETED)
+            await standing.wake.wait()
         finally:
-            for task in (roused, wanted):
-                task.cancel()
-            await asyncio.gather(roused, wanted, return_exceptions=True)
+            over.cancel()
 
     def _publish(self) -> None:
         vector = self._gathered()

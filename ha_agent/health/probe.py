@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 from ha_agent.health.look import Look
@@ -14,8 +14,8 @@ class Probe(Protocol):
     async def look(self) -> tuple[Look, ...]:
         """One look for each subject. Raises nothing on purpose; the caller holds the deadline."""
 
-    async def roused(self) -> None:
-        """Returns when it is worth looking before the next interval; may never return."""
+    def rouse_with(self, rouse: Callable[[], None]) -> None:
+        """``rouse`` is to be called, in the loop, when it is worth looking before the next interval."""
 
     def restart(self) -> None:
         """What is watched was started anew on purpose: forget who it was."""
@@ -27,9 +27,8 @@ class Probe(Protocol):
 class Plain:
     """What a probe does that has nothing to wait for and nothing to keep."""
 
-    async def roused(self) -> None:
-        """Never."""
-        await asyncio.Event().wait()
+    def rouse_with(self, rouse: Callable[[], None]) -> None:
+        """It never is."""
 
     def restart(self) -> None:
         """Nothing is remembered."""

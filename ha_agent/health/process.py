@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ha_agent.health.look import GOOD, Look, Reason, bad
@@ -54,11 +55,10 @@ class ProcessProbe:
         self._proc_dir = proc_dir
         self._known: Sight | None = None
         self._pidfd = -1
-        self._ended = asyncio.Event()
+        self._rouse: Callable[[], None] = lambda: None
 
     async def look(self) -> tuple[Look, ...]:
         """One look."""
-        self._ended.clear()
         found = self._find()
         if found is None or not found.alive:
             self._forget_end()
@@ -72,9 +72,9 @@ class ProcessProbe:
             return (bad(Reason.CORE_DUMPED, f"pid {found.pid}"),)
         return (bad(Reason.STOPPED, f"pid {found.pid}"),) if found.state == "T" else (GOOD,)
 
-    async def roused(self) -> None:
-        """The process has ended."""
-        await self._ended.wait()
+    def rouse_with(self, rouse: Callable[[], None]) -> None:
+        """Called when the process has ended."""
+        self._rouse = rouse
 
     def restart(self) -> None:
         """The next process is a new one by right."""
@@ -126,7 +126,7 @@ class ProcessProbe:
 
     def _end(self) -> None:
         self._forget_end()
-        self._ended.set()
+        self._rouse()
 
     def _forget_end(self) -> None:
         if self._pidfd >= 0:

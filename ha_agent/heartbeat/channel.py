@@ -7,6 +7,7 @@ block. Times are monotonic.
 
 from __future__ import annotations
 
+import select
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -50,7 +51,7 @@ class Channel:
         self._on_heard = on_heard
         self._on_rejected = on_rejected
         self._gate = Gate(pair, own_boot=boot)
-        self._sockets = tuple(PathSocket(spec, self._arrived, clock=clock) for spec in specs)
+        self._sockets = tuple(PathSocket(spec, self._received, clock=clock) for spec in specs)
         self._paths = tuple(spec.path for spec in specs)
         self._sequence = Sequence(0)
         self._detector = Detector(boot=boot, paths=self._paths, timeout_s=timeout_s, started_at=clock())
@@ -83,7 +84,14 @@ class Channel:
 
     def drain(self) -> None:
         """Takes in all that lies in the sockets now: for who may have stalled."""
-        self._drain(but=None)
+        asked = select.poll()
+        for socket in self._sockets:
+            if socket.descriptor is not None:
+                asked.register(socket.descriptor, select.POLLIN)
+        waiting = {descriptor for descriptor, _ in asked.poll(0)}
+        for socket in self._sockets:
+            if socket.descriptor in waiting:
+                self._received(socket.drain())
 
     def look(self) -> tuple[WayChanged, ...]:
         """The paths whose state has changed since the last look."""
@@ -116,16 +124,6 @@ class Channel:
             heard_there_age_s=_age(now, known.heard_there_at),
             state=socket.state,
         )
-
-    def _arrived(self, received: list[Received]) -> None:
-        """A beat comes on all paths at once: the others are read too, before the loop would be woken for each."""
-        self._received(received)
-        self._drain(but=received[0].path)
-
-    def _drain(self, *, but: PathId | None) -> None:
-        for socket in self._sockets:
-            if socket.spec.path != but and (received := socket.drain()):
-                self._received(received)
 
     def _received(self, received: list[Received]) -> None:
         for one in received:

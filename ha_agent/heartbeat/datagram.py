@@ -66,7 +66,11 @@ class PathState:
 
 
 class PathSocket:
-    """One path's socket. Used from one event loop; ``on_received`` gets everything that lay in the socket at once."""
+    """One path's socket. Used from one event loop; ``on_received`` gets what was read, oldest first.
+
+    The loop reads one datagram in a turn and comes back for more: mostly there is one, and to ask for a second costs as
+    much as to read it.
+    """
 
     def __init__(
         self,
@@ -91,6 +95,11 @@ class PathSocket:
         """As the last send or open left it."""
         usable = self._socket is not None and not self._error
         return PathState(usable=usable, error=self._error, sent=self._sent, failed=self._failed)
+
+    @property
+    def descriptor(self) -> int | None:
+        """Of the open socket."""
+        return self._socket.fileno() if self._socket is not None else None
 
     @property
     def port(self) -> int:
@@ -132,12 +141,8 @@ class PathSocket:
     def drain(self) -> list[Received]:
         """Everything that lies in the socket now, oldest first; at most ``DRAIN_MAX``. Also for who stalled."""
         received: list[Received] = []
-        while self._socket is not None and len(received) < DRAIN_MAX:
-            try:
-                data, source = self._socket.recvfrom(READ_BYTES)
-            except OSError:  # nothing more; or the report of an earlier send, after which the loop comes back here
-                break
-            received.append(Received(path=self.spec.path, data=data, source=str(source[0]), at=self._clock()))
+        while len(received) < DRAIN_MAX and (one := self._read()) is not None:
+            received.append(one)
         return received
 
     def close(self) -> None:
@@ -171,9 +176,19 @@ class PathSocket:
             self._open(now)
 
     def _readable(self) -> None:
-        received = self.drain()
-        if received:
-            self._on_received(received)
+        received = self._read()
+        if received is not None:
+            self._on_received([received])
+
+    def _read(self) -> Received | None:
+        """The oldest; None: nothing more, or the report of an earlier send, after which the loop comes back here."""
+        if self._socket is None:
+            return None
+        try:
+            data, source = self._socket.recvfrom(READ_BYTES)
+        except OSError:
+            return None
+        return Received(path=self.spec.path, data=data, source=str(source[0]), at=self._clock())
 
     def _peer_address(self) -> tuple[object, ...]:
         if self._peer is None:

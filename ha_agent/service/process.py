@@ -30,6 +30,9 @@ from ha_proto.agent.v1 import agent_pb2, agent_pb2_grpc
 
 SOCKET_MODE = 0o660
 STOP_GRACE_S = 1.0
+SERVER_OPTIONS = (("grpc.http2.bdp_probe", 0),)
+"""No measuring of the bandwidth of a unix socket: it answers each report of the engine with a ping."""
+
 LOCK_NAME = "agent.lock"
 IDLE_TICK_S = 0.1
 
@@ -97,7 +100,7 @@ async def _idle(work: Coroutine[Any, Any, _Result], stopping: Stopping, on_tick:
 async def _served(settings: Settings, logs: AgentLogs) -> AsyncIterator[AgentServicer]:
     path = settings.node.socket_path
     _clear_stale_socket(path)
-    server = grpc.aio.server()
+    server = grpc.aio.server(options=SERVER_OPTIONS)
     servicer = AgentServicer(settings, logs)
     agent_pb2_grpc.add_AgentServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
     name = agent_pb2.DESCRIPTOR.services_by_name["AgentService"].full_name

@@ -1,10 +1,23 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ha_agent.heartbeat.beat import PAYLOAD_MAX, Boot, Message, NotUnderstood, PathId, read, write
+from ha_agent.heartbeat.beat import (
+    PATHS_MAX,
+    PAYLOAD_MAX,
+    Boot,
+    Message,
+    NotUnderstood,
+    PathId,
+    Reader,
+    Writer,
+    read,
+    write,
+)
 from ha_agent.heartbeat.seal import DATAGRAM_MAX, Gate, Heard, Rejected, Rejection, seal
 from ha_proto.agent.v1 import beat_pb2 as pb
 from tests.support.beats import (
@@ -33,6 +46,20 @@ def gate() -> Gate:
 def test_every_beat_arrives_as_it_was_said(envelope, beat, told) -> None:
     message = Message(cluster_id=CLUSTER.bytes, mac=MAC_A, envelope=envelope, beat=beat, told=told)
     assert read(write(message)) == message
+
+
+@given(st.lists(st.tuples(envelopes, beats, tolds), min_size=1, max_size=3), st.lists(st.integers(0, 2), max_size=8))
+def test_beats_in_any_order_arrive_on_each_path_as_they_were_said(said, order) -> None:
+    """Whatever the last one was: what is said again is kept on both sides."""
+    writer, reader = Writer(CLUSTER.bytes, MAC_A), Reader()
+    paths = tuple(PathId(number) for number in range(PATHS_MAX))
+    for chosen in order:
+        envelope, beat, told = said[chosen % len(said)]
+        for path, payload in zip(paths, writer.write(envelope, beat, told, paths), strict=True):
+            assert len(payload) <= PAYLOAD_MAX
+            assert reader.read(payload) == Message(
+                cluster_id=CLUSTER.bytes, mac=MAC_A, envelope=replace(envelope, path=path), beat=beat, told=told
+            )
 
 
 @pytest.mark.req("R3")

@@ -45,16 +45,28 @@ async def test_what_one_sends_the_other_hears_on_its_path(first: str, second: st
         assert (sender.state.sent, sender.state.failed) == (1, 0)
 
 
-async def test_all_that_lies_in_the_socket_comes_at_once_oldest_first() -> None:
+async def test_all_that_lies_in_the_socket_comes_oldest_first() -> None:
     inbox = Inbox()
     receiver = PathSocket(spec("127.0.0.2", "127.0.0.1"), inbox.put)
     with closing(receiver), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
         receiver.open()
         for number in range(50):
             stranger.sendto(b"%d" % number, ("127.0.0.2", receiver.port))
-        batch = await inbox.batches.get()
-        assert [int(one.data) for one in batch] == list(range(50))
-        assert [one.at for one in batch] == sorted(one.at for one in batch)
+        (first,) = await inbox.batches.get()
+        at_once = receiver.drain()
+        assert [int(one.data) for one in (first, *at_once)] == list(range(50))
+        assert [one.at for one in (first, *at_once)] == sorted(one.at for one in (first, *at_once))
+
+
+async def test_what_is_not_drained_comes_one_by_one() -> None:
+    inbox = Inbox()
+    receiver = PathSocket(spec("127.0.0.2", "127.0.0.1"), inbox.put)
+    with closing(receiver), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        receiver.open()
+        for number in range(5):
+            stranger.sendto(b"%d" % number, ("127.0.0.2", receiver.port))
+        batches = [await inbox.batches.get() for _ in range(5)]
+        assert [[int(one.data) for one in batch] for batch in batches] == [[0], [1], [2], [3], [4]]
 
 
 async def test_a_stalled_node_drains_its_socket_by_itself() -> None:
