@@ -24,6 +24,7 @@ from ha_proto.sync.v1 import control_pb2 as pb
 from ha_sync.sample.pair import LocalNode, LocalPair, PairFailure, Place
 
 DRAIN_S = 120.0
+MEMORY = "/dev/shm"
 BUSY_LOAD = 0.25
 """Runnable processes per core before the run, above which its figures say little."""
 
@@ -57,10 +58,19 @@ class Run:
         return path
 
     @contextlib.contextmanager
-    def pair(self, toml_for: Callable[[Place], str]) -> Iterator[LocalPair]:
-        """Two nodes that are not started yet; ended at the end, their peak memory kept."""
+    def pair(self, toml_for: Callable[[Place], str], *, standby_apart: bool = False) -> Iterator[LocalPair]:
+        """Two nodes that are not started yet; ended at the end, their peak memory kept.
+
+        ``standby_apart``: the Standby's files lie in memory, where there is room for them, so that what it makes
+        durable does not wait in the same queue as the program on the Active.
+        """
         self._pairs += 1
-        with LocalPair(self.place(f"pair-{self._pairs}"), toml_for) as pair:
+        place = self.place(f"pair-{self._pairs}")
+        with contextlib.ExitStack() as ends:
+            if standby_apart and os.path.isdir(MEMORY):
+                apart = ends.enter_context(tempfile.TemporaryDirectory(prefix="ha-sync-bench-", dir=MEMORY))
+                os.symlink(apart, os.path.join(place, "b"))
+            pair = ends.enter_context(LocalPair(place, toml_for))
             try:
                 yield pair
             except PairFailure as failure:
