@@ -18,7 +18,6 @@ from ha_proto.sync.v1 import control_pb2 as control_pb
 from ha_proto.sync.v1 import examine_pb2 as pb
 from ha_sync.apply.database import DatabaseSink
 from ha_sync.apply.pages import PagesSink
-from ha_sync.apply.rows import RowsSink
 from ha_sync.backup.full.answering import Answerer, Member, refuse_unsuited
 from ha_sync.backup.full.desk import Desk
 from ha_sync.backup.full.memory import Memory
@@ -28,13 +27,12 @@ from ha_sync.backup.full.trees import TreeExaminer, TreeWitness
 from ha_sync.backup.rows import RowsExaminer, RowsWitness
 from ha_sync.capture.database import DatabaseSource
 from ha_sync.capture.pages import PagesSource
-from ha_sync.capture.rows import RowsSource
 from ha_sync.capture.tree import TreeSource
 from ha_sync.config import TreeSettings
 from ha_sync.core.dataset import DatasetName, Report, Role
 from ha_sync.core.examine import Depth, Examiner, Witness
 from ha_sync.core.position import Epoch
-from ha_sync.errors import ConfigFault, Fenced, HaSyncError, OperatorNeeded, ProtocolFault, Retryable, WrongState
+from ha_sync.errors import ConfigFault, Fenced, HaSyncError, ProtocolFault, Retryable, WrongState
 from ha_sync.logs.runs import RunLog, Trigger
 from ha_sync.node import Membership, Node
 from ha_sync.pairing.gate import Gate
@@ -85,11 +83,9 @@ class _Host:
         if isinstance(settings, TreeSettings):
             assert isinstance(source, TreeSource), source
             return TreeExaminer(settings, source)
-        if isinstance(source, DatabaseSource) and isinstance(source.way, PagesSource):
-            return PagesExaminer(settings, source.way)
-        if isinstance(source, DatabaseSource) and isinstance(source.way, RowsSource):
-            return RowsExaminer(settings, source.way)
-        raise OperatorNeeded("cannot compare", subject=name, reason="there is no examiner for it")
+        assert isinstance(source, DatabaseSource), source
+        way = source.way
+        return PagesExaminer(settings, way) if isinstance(way, PagesSource) else RowsExaminer(settings, way)
 
     def witness(self, name: DatasetName) -> Witness:
         settings, _, sink = self._node.ends(name)
@@ -97,11 +93,11 @@ class _Host:
             raise Retryable("cannot answer about", subject=name, reason="its copy is not open")
         if isinstance(settings, TreeSettings):
             return TreeWitness(settings)
-        if isinstance(sink, DatabaseSink) and isinstance(sink.way, PagesSink):
-            return PagesWitness(settings, sink.way, asyncio.get_running_loop())
-        if isinstance(sink, DatabaseSink) and isinstance(sink.way, RowsSink):
-            return RowsWitness(settings, sink.way)
-        raise OperatorNeeded("cannot answer about", subject=name, reason="there is no witness for it")
+        assert isinstance(sink, DatabaseSink), sink
+        way = sink.way
+        if isinstance(way, PagesSink):
+            return PagesWitness(settings, way, asyncio.get_running_loop())
+        return RowsWitness(settings, way)
 
     async def replicated(self, name: DatasetName) -> None:
         missing = await self._node.wait_replicated((name,), timeout_s=BARRIER_S)
