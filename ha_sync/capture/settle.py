@@ -5,7 +5,8 @@
     created, not closed     looked at after LOOK_AFTER_S (a link or a symlink is never closed); where files grow, read
                             then if nothing was written to it
     held open and written   when quiet for OPEN_QUIET_S, or OPEN_MAX_S after its first unread change
-    growing                 its new bytes every GROW_EVERY_S; the whole at close, or when idle for GROWING_IDLE_S
+    growing                 its new bytes every GROW_EVERY_S; the whole at close, or when idle for GROWING_IDLE_S, or at
+                            a barrier when nobody has it open
     mailbox                 when no folder of it is locked any more; LOCK_MAX_S is the bounded wait
     costly                  not again before COST_SHARE of the time has paid for its last reading
 
@@ -65,6 +66,7 @@ class Due:
     units: tuple[UnitDue, ...] = ()
     grow: tuple[bytes, ...] = ()  # open files with new bytes
     look: tuple[bytes, ...] = ()  # not closed: a symlink, a link, cut short, or a file being written?
+    left: tuple[bytes, ...] = ()  # written and not closed: has anybody got it open? Asked once of each
 
 
 @dataclass(slots=True, kw_only=True)
@@ -73,6 +75,7 @@ class _Open:
     last: float
     written: bool = False
     log: bool = False  # published as it is now and then, although the dataset grows
+    asked: bool = False  # whether anybody has it open: who has will close it, and that is told
 
 
 @dataclass(slots=True, kw_only=True)
@@ -263,7 +266,10 @@ class Settle:
         grow, self._grow, self._grow_at = tuple(self._open), {}, math.inf
         # A file that was cut short is told to be written and never to be closed: whoever looks knows what it was.
         looks += tuple(path for path in grow if path not in looks)
-        return Due(ready=ready, units=tuple(u for u in units if u.paths), grow=grow, look=looks)
+        left = tuple(path for path, state in self._open.items() if not state.asked)
+        for path in left:
+            self._open[path].asked = True
+        return Due(ready=ready, units=tuple(u for u in units if u.paths), grow=grow, look=looks, left=left)
 
     def _quiet_due(self) -> float:
         return min(self._quiet_last + self._rules.quiet_s, self._quiet_first + self._quiet_max_s)

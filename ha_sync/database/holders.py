@@ -1,4 +1,5 @@
-"""Who else has a file open: the question before triggers are put into a program's database (PBX.md 1).
+"""Who else has a file open: the question before triggers are put into a program's database (PBX.md 1), and where a
+file was written to and no close was told.
 
 Reads ``/proc``. Opens nothing but directories of ``/proc``, so no lock of this process is dropped. Processes of other
 users are seen only by root; their locks are seen by everybody (``/proc/locks``).
@@ -29,6 +30,33 @@ def holders(path: str) -> tuple[Holder, ...]:
     pids = _with_descriptor(files) | _with_lock({inode for _, inode in files})
     pids.discard(os.getpid())
     return tuple(Holder(pid=pid, command=_command(pid)) for pid in sorted(pids))
+
+
+def being_written(files: set[tuple[int, int]]) -> set[tuple[int, int]]:
+    """Which of these (device, inode) a process, this one too, has open for writing."""
+    found: set[tuple[int, int]] = set()
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit() or found == files:
+            continue
+        directory = f"/proc/{entry}/fd"
+        try:
+            names = os.listdir(directory)
+        except OSError:  # gone, or another user's
+            continue
+        for name in names:
+            identity = _regular(f"{directory}/{name}")
+            if identity in files and _writes(f"/proc/{entry}/fdinfo/{name}"):
+                found.add(identity)
+    return found
+
+
+def _writes(info: str) -> bool:
+    try:
+        with open(info, encoding="ascii") as file:
+            flags = next(line for line in file if line.startswith("flags:"))
+    except (OSError, StopIteration):
+        return False
+    return int(flags.split()[1], 8) & os.O_ACCMODE != os.O_RDONLY
 
 
 def _identity(path: str) -> tuple[int, int] | None:

@@ -474,6 +474,28 @@ async def test_a_file_that_is_cut_short_is_never_closed_and_is_covered_by_the_ba
 
 
 @pytest.mark.req("R20", "R22")
+async def test_a_new_file_that_is_cut_short_and_open_nowhere_is_covered_by_the_barrier(root, catalogue):
+    async with Pair(settings_of(root, growing=True), catalogue) as pair:
+        await pair.caught_up()
+        fd = os.open(root, os.O_TMPFILE | os.O_RDWR, 0o640)
+        try:
+            os.write(fd, os.urandom(131_073))
+            # With a directory, or it would be link() and not linkat(), which does not follow.
+            os.link(f"/proc/self/fd/{fd}", root / "call.wav", src_dir_fd=fd, follow_symlinks=True)
+        finally:
+            os.close(fd)  # before it had a name to be watched by: only what follows is told
+        os.truncate(root / "call.wav", 65_536)
+        with open(root / "going-on.wav", "wb", buffering=0) as recording:
+            recording.write(b"x" * 1000)
+            await pair.caught_up()
+            assert b"call.wav" in pair.model.things
+            assert b"going-on.wav" not in pair.model.things
+        await pair.until(lambda: b"going-on.wav" in pair.model.things)
+        await pair.caught_up()
+        pair.assert_equal()
+
+
+@pytest.mark.req("R20", "R22")
 async def test_what_is_in_flight_is_not_read_again_when_it_is_acknowledged(root, catalogue):
     async with Pair(settings_of(root), catalogue) as pair:
         await pair.caught_up()

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ha_sync.database.holders import holders
+from ha_sync.database.holders import being_written, holders
 from ha_sync.database.image import Head, attach_image, detach_image, read_head
 from ha_sync.database.locality import Locality
 from ha_sync.database.names import folded, is_ours, literal, quoted
@@ -175,3 +175,24 @@ def test_a_process_that_has_the_file_open_is_named(tmp_path: Path) -> None:
         assert os.getpid() not in [h.pid for h in holders(str(path))]
     finally:
         program.communicate("")
+
+
+@pytest.mark.req("R22")
+def test_a_file_is_being_written_by_whom_may_write_and_not_by_a_reader(tmp_path: Path) -> None:
+    files = {}
+    for name in ("written", "read", "closed"):
+        (tmp_path / name).write_bytes(b"x")
+        status = (tmp_path / name).stat()
+        files[name] = (status.st_dev, status.st_ino)
+    code = "import sys; a = open(sys.argv[1], 'ab'); b = open(sys.argv[2], 'rb'); print('ready', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "written", tmp_path / "read"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "ready\n"
+        assert being_written(set(files.values())) == {files["written"]}
+        program.communicate("\n", timeout=20)
+    assert being_written(set(files.values())) == set()

@@ -90,6 +90,16 @@ def test_a_growing_file_is_due_every_fifth_of_a_second_and_whole_at_its_close():
     assert settle.due(99.0).grow == ()
 
 
+def test_a_barrier_asks_once_who_has_a_growing_file_open():
+    settle = made(growing=True)
+    settle.modified(b"call.wav", 0.0)
+    assert settle.flush().left == (b"call.wav",)
+    assert settle.flush().left == ()
+    settle.closed(b"call.wav", 1.0)
+    settle.modified(b"call.wav", 2.0)
+    assert settle.flush().left == (b"call.wav",)
+
+
 def test_an_idle_growing_file_is_published_at_last():
     settle = made(growing=True)
     settle.modified(b"call", 0.0)

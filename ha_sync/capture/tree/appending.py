@@ -6,6 +6,7 @@ published as it is now and then. At most GROWING_MAX files are followed. Sizes i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from ha_sync.capture.tree.growth import GROW_RESTART_MAX, GROWING_MAX, Growth
 from ha_sync.capture.tree.journal import Journal
 from ha_sync.catalogue.tree import TYPE_FILE, TreeCatalogue
 from ha_sync.core.frame import FRAME_TARGET_BYTES
+from ha_sync.database.holders import being_written
 from ha_sync.errors import HaSyncError
 from ha_sync.files.confine import Root
 
@@ -54,6 +56,20 @@ class Appending:
             self.logs.append(path)
             return False
         return not self._journal.flies(path)
+
+    def left_alone(self, root: Root | None, paths: tuple[bytes, ...]) -> list[bytes]:
+        """Those that nobody has open for writing: cut short by name, say, which no close follows."""
+        files: dict[tuple[int, int], bytes] = {}
+        if root is None:
+            return []
+        for path in paths:
+            with contextlib.suppress(OSError, HaSyncError):
+                status = root.lstat(path)
+                # Only root sees what other users' processes have open.
+                if stat.S_ISREG(status.st_mode) and os.geteuid() in {0, status.st_uid}:
+                    files[status.st_dev, status.st_ino] = path
+        held = being_written(set(files)) if files else set()
+        return [path for file, path in files.items() if file not in held]
 
     def steps(self, root: Root, paths: list[bytes], builder: FrameBuilder) -> Iterator[None]:
         """Adds what was appended to these; yields when the builder's frame must be taken."""

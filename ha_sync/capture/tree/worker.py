@@ -201,6 +201,8 @@ class TreeWorker:
             self.appending.grew(path)
         for path in due.look:
             self._look(path)
+        for path in self.appending.left_alone(self.root, due.left):
+            self._mark(path, time.monotonic())
         self._judge(list(due.ready) + [path for unit in due.units for path in unit.paths])
         journal.spill()
 
