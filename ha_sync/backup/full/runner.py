@@ -123,6 +123,7 @@ class _Run:
         self.going.set()
         self.live = NOTHING  # of the examination that goes on now
         self.before = NOTHING  # of the earlier parts of the same dataset
+        self.ending = False
         self.active_side = 0  # faults of this node: never repaired by us
         self.subjects: list[str] = []
         self.wire_before = owner.desk.wire_bytes
@@ -365,11 +366,11 @@ class FullBackup:
 
     async def cancel(self, why: str) -> None:
         """Ends the run; what it repaired stays so."""
-        self._running("cancel")
+        run, task = self._running("cancel"), self._task
         self._why = why
-        task = self._task
         if task is not None:
-            task.cancel()
+            if not run.ending:
+                task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
     def _running(self, what: str) -> _Run:
@@ -401,10 +402,12 @@ class FullBackup:
         except Exception as error:  # a bug here must not end the engine; it is reported
             log.exception("full backup failed")
             reason = f"internal error: {error!r}"
+        # Forgotten before anybody may think that none goes on: else it would be gone on with.
+        run.ending = True
+        await self.store(None)
         self._run, self._task = None, None
         code = PeerUnreachable.exit_code if unreachable else EXIT_CODES.get(result, EXIT_FAILED)
         self._finish(run, result, reason, code)
-        await self.store(None)
 
     def _verdict(self, run: _Run) -> tuple[Result, str]:
         tally = run.tally
