@@ -24,7 +24,7 @@ from ha_sync.database.schema import Keyed, Schema, Table
 
 RANGES_ABOUT = 256
 RANGE_ROWS_MIN = 256
-RANGE_ROWS_MAX = 8192
+RANGE_ROWS_MAX = 4096  # of usual rows: an image that the processor's cache holds
 EVERYTHING = Span()
 PLAIN_COLUMNS = 5  # of inv.range, before the key's
 

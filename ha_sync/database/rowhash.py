@@ -121,13 +121,16 @@ class Hasher:
 
     @contextmanager
     def _image(self) -> Iterator[None]:
+        outermost = not self._db.in_transaction
         run(self._db, "SAVEPOINT _ha_image")
         try:
             yield
-        finally:
-            if self._db.in_transaction:  # an error of the disk may have ended it
-                run(self._db, "ROLLBACK TO _ha_image")
-                run(self._db, "RELEASE _ha_image")
+        except BaseException:
+            if outermost and self._db.in_transaction:  # some errors end it by themselves
+                run(self._db, "ROLLBACK")
+            raise
+        run(self._db, "ROLLBACK TO _ha_image")
+        run(self._db, "RELEASE _ha_image")
 
     def _fill(self, span: Span, rows_max: int, size_max: int) -> tuple[int, bool]:
         """Puts rows into the image. How many, and whether a maximum ended it."""

@@ -1,7 +1,8 @@
 """Is a copy of a database sound? Answered by SQLite's ``quick_check`` on a copy of our own, never on a live file.
 
-Only damage of the structure counts: a row that breaks a CHECK or NOT NULL is the application's business, and a table
-whose module or collation we do not have cannot be judged. Blocking; call from an executor.
+Only damage of the structure counts: a row that breaks a CHECK or NOT NULL, or a full-text index that does not fit its
+content, is the application's business, and a table whose module or collation we do not have cannot be judged. Blocking;
+call from an executor.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import urllib.parse
 import apsw
 
 _OF_THE_APPLICATION = re.compile(
-    r"^(NULL value in|CHECK constraint failed|NUMERIC value in|TEXT value in|non-\w+ value in|unable to validate)"
+    r"^(NULL value in|CHECK constraint failed|NUMERIC value in|TEXT value in|non-\w+ value in|unable to validate"
+    r"|malformed inverted index|fts\d: |In RTree )"
 )
 _FINDINGS_MAX = 20
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import xxhash
 from google.protobuf.message import DecodeError
 
@@ -86,6 +88,11 @@ def cursor_of(data: bytes) -> tuple[str, Key | None]:
     except DecodeError:
         return "", None
     return message.table, key_of(message.span.after) if message.span.HasField("after") else None
+
+
+def resent(table: str, spans: Iterable[Span] = ()) -> bytes:
+    """What a source of rows is asked to send again: spans of a table, the table as a whole, or (unnamed) the schema."""
+    return pb.RowsObjects(table=table, spans=map(span_message, spans)).SerializeToString()
 
 
 def objects_of(data: bytes) -> pb.RowsObjects:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import apsw
 
 from ha_sync.backup.rows import RowsExaminer, RowsWitness
 from ha_sync.core.examine import Depth, Examined, Fault, Finding, Side
@@ -102,3 +108,64 @@ class Examination:
     async def run(self, *, depth: Depth = Depth.CONTENT, cursor: bytes = b"") -> tuple[Examined, LocalRun]:
         run = LocalRun(self.pair, depth=depth, cursor=cursor)
         return await self.examiner.examine(self.peer, run), run
+
+
+def behind_our_back(path: Path, *statements: str) -> None:
+    """A change that fires no trigger, by a program that knows how; in another process."""
+    code = (
+        "import apsw, sys\n"
+        "db = apsw.Connection(sys.argv[1], flags=apsw.SQLITE_OPEN_READWRITE)\n"
+        "db.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)\n"
+        "db.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 0)\n"
+        "db.set_busy_timeout(20_000)\n"
+        "for statement in sys.argv[2:]:\n"
+        "    db.execute(statement).fetchall()\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path), *statements], check=True)
+
+
+def table_page(page: bytes) -> bool:
+    """A leaf of a table."""
+    return page[0] == 0x0D
+
+
+def index_page(page: bytes) -> bool:
+    """A leaf of an index."""
+    return page[0] == 0x0A
+
+
+def flip_bit(path: Path, needle: bytes, kind: Callable[[bytes], bool]) -> None:
+    """One bit of the last byte but one of ``needle``, on a page of that kind, in the file on disk."""
+
+    def flip(page: bytearray) -> None:
+        page[page.index(needle) + len(needle) - 2] ^= 1
+
+    _edit(path, needle, kind, flip)
+
+
+def tear_page(path: Path, needle: bytes) -> None:
+    """The table's page with ``needle`` on it loses its first half."""
+
+    def tear(page: bytearray) -> None:
+        page[: len(page) // 2] = os.urandom(len(page) // 2)
+
+    _edit(path, needle, table_page, tear)
+
+
+def _edit(path: Path, needle: bytes, kind: Callable[[bytes], bool], edit: Callable[[bytearray], None]) -> None:
+    db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+    db.set_busy_timeout(20_000)
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    (size,) = db.execute("PRAGMA page_size").fetchall()[0]
+    db.close()
+    # In another process: closing the file here would drop this process's locks on it.
+    code = "import sys; f = open(sys.argv[1], 'r+b'); f.seek(int(sys.argv[2])); f.write(sys.stdin.buffer.read())"
+    content = subprocess.run(["cat", str(path)], capture_output=True, check=True).stdout
+    assert isinstance(size, int)
+    for start in range(0, len(content), size):
+        page = bytearray(content[start : start + size])
+        if needle in page and kind(bytes(page)):
+            edit(page)
+            subprocess.run([sys.executable, "-c", code, str(path), str(start)], input=bytes(page), check=True)
+            return
+    raise AssertionError(f"{needle!r} is not there")

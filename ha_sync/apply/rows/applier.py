@@ -30,9 +30,13 @@ from ha_sync.database.ranges import comparable, create_ranges, write_ranges
 from ha_sync.database.rowhash import hashing
 from ha_sync.database.schema import read_schema
 from ha_sync.database.triggers import remove_capture, remove_everything
-from ha_sync.errors import OperatorNeeded
+from ha_sync.errors import OperatorNeeded, RepairNeeded
 
 COPY_PAGES = 256  # of one step
+
+
+class Tampered(RepairNeeded):
+    """Somebody changed the database behind our back; the guards stand again."""
 
 
 class Applier:
@@ -112,12 +116,18 @@ class Applier:
 
     def renew(self) -> str:
         """Makes the damaged file anew from what can be read; says how. Without a position, so that it is compared."""
-        lost = renew(self._path, self._locality, close=self.close)
-        self.position = NOWHERE
-        return lost
+        how = renew(self._path, self._locality, close=self.close)
+        self.open(self._active_at)
+        return how
 
     def apply(self, incoming: Incoming | None, position: Position) -> None:
-        """Makes a group durable; without an image only the position moves."""
+        """Makes a group durable; without an image only the position moves.
+
+        Raises ``RepairNeeded`` where somebody changed the database since the last look: a schema that comes with the
+        group would hide it for ever.
+        """
+        if self._db is not None and (tampered := self.check()):
+            raise Tampered("the standby's copy was changed", subject=self._path, reason=tampered)
         if incoming is None:
             db = self._connect(create=False)
             with writing(db):

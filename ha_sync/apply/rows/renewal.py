@@ -1,6 +1,6 @@
 """Makes a damaged copy of a database anew from what can be read of it.
 
-The best that can be had: SQLite writes its tables into a new file and makes the indexes from them (VACUUM INTO). Where
+The best that can be had: SQLite writes it into a new file (VACUUM INTO) and makes its indexes anew. Where
 a table itself cannot be read, only what the Active does not have is saved: node-local tables and rows. The rest comes
 by a full sync. The new file takes the damaged one's place by a rename; a crash leaves the one or the other.
 """
@@ -70,6 +70,7 @@ def _rewritten(path: str, target: str) -> bool:
         new = open_standby(target, create=False)
         try:
             run(new, f"DROP TABLE IF EXISTS main.{POSITION}")
+            run(new, "REINDEX")  # they were copied as they were
         finally:
             new.close()
         return not damage_of_file(target, thorough=True)

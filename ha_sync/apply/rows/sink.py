@@ -16,7 +16,7 @@ from typing import ParamSpec, TypeVar
 
 import apsw
 
-from ha_sync.apply.rows.applier import Applier
+from ha_sync.apply.rows.applier import Applier, Tampered
 from ha_sync.apply.rows.incoming import Incoming
 from ha_sync.config import SqliteSettings
 from ha_sync.core.dataset import DatasetReport, DatasetState, Finished, Report, Sink
@@ -262,6 +262,8 @@ class RowsSink(Sink):
         try:
             await self._in_thread(self._applier.apply, incoming, position)
         except (HaSyncError, *TROUBLE) as error:
+            if isinstance(error, Tampered):
+                self._tampered(error.reason)
             self._broken = self._troubled(error)
             self._failure(self._broken)
             return
@@ -315,20 +317,17 @@ class RowsSink(Sink):
             self._troubled(error)
             return
         if tampered:
-            self._report(
-                "warning",
-                "a standby database was tampered with",
-                {
-                    "dataset": self._settings.name,
-                    "what": tampered,
-                },
-            )
-            self._noticed_count += 1
-            self._noticed = [*self._noticed[-NOTICED_MAX:], (self._noticed_count, tampered)]
+            self._tampered(tampered)
             self._mend(RepairNeeded("the standby's copy was changed", subject=self._settings.path, reason=tampered))
         elif self._condition[0] in {DatasetState.FAILED, DatasetState.STARTING} and self._broken is None:
             self._applied = self._applier.position
             self._show(*self._healthy())
+
+    def _tampered(self, what: str) -> None:
+        fields: dict[str, object] = {"dataset": self._settings.name, "what": what}
+        self._report("warning", "a standby database was tampered with", fields)
+        self._noticed_count += 1
+        self._noticed = [*self._noticed[1 - NOTICED_MAX :], (self._noticed_count, what)]
 
     def _mend(self, repair: RepairNeeded) -> None:
         """The stream begins anew, with a compare."""

@@ -14,7 +14,6 @@ from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from ha_proto.sync.v1 import examine_pb2 as pb
 from ha_sync.backup.rows.asking import Answered, Questions
 from ha_sync.backup.rows.ends import ActiveEnd
 from ha_sync.backup.rows.reading import ActiveReader
@@ -24,13 +23,14 @@ from ha_sync.database.keys import Key, readable
 from ha_sync.database.ranges import RANGE_ROWS_MAX, RANGE_ROWS_MIN
 from ha_sync.database.rowhash import PAGE, Digest, Span
 from ha_sync.database.schema import Keyed, Table
-from ha_sync.database.spans import span_message
+from ha_sync.database.spans import resent
 
-WINDOW_RANGES = 8  # of one question
-STRETCH_RANGES = 128  # between two times at which what differs is judged
+WINDOW_RANGES = 16  # of one question; the first ones are shorter, so that the Standby begins soon
+STRETCH_RANGES = 256  # between two times at which what differs is judged
 DESCENTS_MAX = 32  # of a stretch: further ranges that differ are units as they are
 FINE_MAX = RANGE_ROWS_MAX // RANGE_ROWS_MIN // 2  # of a range: where more of it differs it is a unit as it is
-ROWS_MAX = 1024  # of a range that are told singly
+ROWS_MAX = 1024  # of a range that are looked at singly
+SINGLE_MAX = 64  # of a range: where more rows differ it is a unit as it is, unless it does not hold still
 ASKED_UNITS = 512  # of one question
 LOOKS = 4
 REPAIRS = 3
@@ -100,6 +100,7 @@ class TableExamination:
     table: Table
     _told: int = 0
     _untold: list[_Unit] = field(default_factory=list)
+    _window: int = 1
     _window_bytes: int = PAGE
 
     async def stretch(self, after: Key | None) -> Key | None:
@@ -116,7 +117,9 @@ class TableExamination:
         if self._untold:
             rows = sum(unit.rows for unit in self._untold)
             repaired = all(unit.repaired for unit in self._untold)
-            self._find(f"{self.table.name}: {rows:,} further rows", Fault.CONTENT, repaired=repaired, detail="")
+            faults = {unit.fault for unit in self._untold}
+            fault = faults.pop() if len(faults) == 1 else Fault.CONTENT
+            self._find(f"{self.table.name}: {rows:,} further rows", fault, repaired=repaired, detail="")
 
     # ---- looking --------------------------------------------------------------------------------------------------
 
@@ -148,7 +151,8 @@ class TableExamination:
         await self.sides.run.spend(self._window_bytes)
         reader = self.sides.reader
         rows, span = RANGE_ROWS_MAX, Span(after=after)
-        batch = await reader.in_thread(reader.ranges, self.table, rows, span, WINDOW_RANGES)
+        batch = await reader.in_thread(reader.ranges, self.table, rows, span, self._window)
+        self._window = min(2 * self._window, WINDOW_RANGES)
         self._window_bytes = sum(_bytes_of(digest) for _, digest in batch)
         return batch
 
@@ -164,7 +168,7 @@ class TableExamination:
         if whole or self.table.keyed is Keyed.WHOLE:
             return [unit]
         if unit.here.rows <= RANGE_ROWS_MIN:
-            return await self._rows_of(unit)
+            return await self._rows_of(unit, most=SINGLE_MAX)
         reader = self.sides.reader
         await self.sides.run.spend(_bytes_of(unit.here))
         fine = await reader.in_thread(reader.ranges, self.table, RANGE_ROWS_MIN, unit.span, RANGE_ROWS_MAX)
@@ -176,9 +180,10 @@ class TableExamination:
         ]
         if len(differing) > FINE_MAX:
             return [unit]
-        return [found for part in differing for found in await self._rows_of(part)]
+        return [found for part in differing for found in await self._rows_of(part, most=SINGLE_MAX)]
 
-    async def _rows_of(self, unit: _Unit) -> list[_Unit]:
+    async def _rows_of(self, unit: _Unit, *, most: int) -> list[_Unit]:
+        """The rows that differ, or the range itself where they are more than ``most``."""
         reader = self.sides.reader
         await self.sides.run.spend(_bytes_of(unit.here))
         theirs, listed = await _both(
@@ -190,6 +195,8 @@ class TableExamination:
         ours = dict(listed)
         changed = [key for key, digest in ours.items() if theirs.get(key) != digest.hash]
         surplus = [key for key in theirs if key not in ours]
+        if len(changed) + len(surplus) > most:
+            return [unit]
         nothing = await reader.in_thread(reader.digests, self.table, [Span(upto=key, only=True) for key in surplus])
         absent = dict(zip(surplus, nothing, strict=True))
         return [_Unit(span=Span(upto=key, only=True), here=(ours | absent)[key]) for key in (*changed, *surplus)]
@@ -198,19 +205,30 @@ class TableExamination:
 
     async def _judge(self, units: list[_Unit], since: int) -> None:
         """Finds out which units hold still and differ all the same, and repairs them."""
+        real, moving, since = await self._settled(units, since)
+        # A range that never holds still may hold rows that do, and are wrong.
+        ranges = [unit for unit in moving if not unit.span.only]
+        rows = [row for unit in ranges for row in await self._rows_of(unit, most=ROWS_MAX)]
+        if rows:
+            further, rows, since = await self._settled(rows, since)
+            real += further
+        moving = [unit for unit in moving if unit.span.only] + rows
+        self.sides.tally.in_motion += sum(unit.rows for unit in moving)
+        await self._resend([unit for unit in rows if not unit.span.only])  # too large to tell: to be sure
+        for portion in _portions(real):
+            await self._repair(portion)
+        for unit in real:
+            self._report(unit)
+
+    async def _settled(self, units: list[_Unit], since: int) -> tuple[list[_Unit], list[_Unit], int]:
+        """Units that hold still and differ, and those that never held still."""
         real: list[_Unit] = []
         for _ in range(LOOKS):
             settled, units, since = await self._look(units, since)
             real += [_judged(unit) for unit in settled if not unit.repaired]
             if not units:
                 break
-        self.sides.tally.in_motion += sum(unit.rows for unit in units)
-        # A range that never held still may hold rows that are wrong beside those that move: sent again, to be sure.
-        await self._resend([unit for unit in units if not unit.span.only])
-        for portion in _portions(real):
-            await self._repair(portion)
-        for unit in real:
-            self._report(unit)
+        return real, units, since
 
     async def _look(self, units: list[_Unit], since: int) -> tuple[list[_Unit], list[_Unit], int]:
         """After the barrier: units that hold still (``repaired`` says which are equal), and those that do not."""
@@ -249,10 +267,8 @@ class TableExamination:
             return
         objects = []
         for start in range(0, len(units), ASKED_UNITS):
-            message = pb.RowsObjects(table=self.table.name)
-            if self.table.keyed is not Keyed.WHOLE:
-                message.spans.extend(span_message(unit.span) for unit in units[start : start + ASKED_UNITS])
-            objects.append(message.SerializeToString())
+            spans = [unit.span for unit in units[start : start + ASKED_UNITS]]
+            objects.append(resent(self.table.name, () if self.table.keyed is Keyed.WHOLE else spans))
         await self.sides.end.resend(tuple(objects))
 
     # ---- telling --------------------------------------------------------------------------------------------------

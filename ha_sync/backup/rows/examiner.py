@@ -17,7 +17,6 @@ from concurrent.futures import Executor
 
 import apsw
 
-from ha_proto.sync.v1 import examine_pb2 as pb
 from ha_sync.backup.full.gentle import quiet_executor
 from ha_sync.backup.rows.asking import Described, Questions, Stranger
 from ha_sync.backup.rows.comparing import Sides, TableExamination, Tally
@@ -30,7 +29,7 @@ from ha_sync.database.keys import Key
 from ha_sync.database.locality import Locality
 from ha_sync.database.names import folded
 from ha_sync.database.schema import Schema, Table
-from ha_sync.database.spans import cursor_at, cursor_of
+from ha_sync.database.spans import cursor_at, cursor_of, resent
 from ha_sync.errors import Retryable
 
 QUICK_ABOVE_BYTES = 1024 * 1024 * 1024
@@ -38,7 +37,7 @@ QUICK_ABOVE_BYTES = 1024 * 1024 * 1024
 
 LOOKS = 4
 SHAPES_MAX = 3
-SCHEMA_AND_FACTS = pb.RowsObjects().SerializeToString()
+SCHEMA_AND_FACTS = resent("")
 DAMAGE = (apsw.CorruptError, apsw.NotADBError, apsw.IOError)
 
 
@@ -154,7 +153,7 @@ class _Examination:
     async def _repair_shape(self, real: tuple[Difference, ...], schema: Schema) -> None:
         tables = {folded(name): table for name, table in schema.tables.items()}
         whole = [tables[d.name] for d in real if d.kind == "table" and d.name in tables]
-        objects = [SCHEMA_AND_FACTS, *(pb.RowsObjects(table=t.name).SerializeToString() for t in whole)]
+        objects = [SCHEMA_AND_FACTS, *(resent(t.name) for t in whole)]
         await self._sides.end.resend(tuple(objects))
         await self._run.replicated()
         now, _ = await self._description()
