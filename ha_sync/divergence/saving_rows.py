@@ -38,6 +38,7 @@ from ha_sync.divergence.same import identity_columns, same_record
 from ha_sync.divergence.serving import Serving
 from ha_sync.files.blocks import hash_file
 
+MAGIC = b"SQLite format 3\0"
 IMAGE_MIN = 64 * LARGE_PAGE
 UNREADABLE = (apsw.NotADBError, apsw.CorruptError, UnicodeDecodeError)
 
@@ -89,8 +90,17 @@ def take_everything(settings: SqliteSettings, path: str, *, target: str, room: i
 
 
 def copy_if_other(path: str, target: str, *, known: PagesAcknowledged | None) -> bool:
-    """Copies the database without a lock; whether the copy is another content than the acknowledged one."""
+    """Copies the database without a lock; whether the copy is another content than the acknowledged one.
+
+    Raises ``apsw.NotADBError`` for a file that is none.
+    """
     remove_file(target)
+    with open(path, "rb") as file:
+        magic = file.read(len(MAGIC))
+    if not magic:
+        return False
+    if magic != MAGIC:
+        raise apsw.NotADBError("not a SQLite database, or an encrypted one")
     lock_free_snapshot(path, target)
     if known is None:
         return True
