@@ -60,6 +60,7 @@ class Deeds:
         self._clock = clock
         self._deeds: asyncio.Queue[Coroutine[Any, Any, None]] = asyncio.Queue()
         self._calls: asyncio.Queue[Coroutine[Any, Any, None]] = asyncio.Queue(maxsize=CALLS_MAX)
+        self._seen_held_at = float("-inf")
         self._book: Book | None = None
         self._book_waits = asyncio.Event()
         self._served = False  # since this agent started, and not followed since
@@ -100,9 +101,10 @@ class Deeds:
                 while not waiting.empty():
                     waiting.get_nowait().close()
 
-    def look_whether_held(self) -> None:
-        """After all calls that were ordered before: is the address there?"""
-        self._call(self._see())
+    def look_whether_held(self, *, unless_seen_since: float = float("inf")) -> None:
+        """After all calls that were ordered before: is the address there? A renewal that was done has seen it."""
+        if self._seen_held_at < unless_seen_since:
+            self._call(self._see())
 
     def _call(self, call: Coroutine[Any, Any, None]) -> None:
         if self._calls.full():
@@ -170,7 +172,9 @@ class Deeds:
 
     async def _renew_now(self, action: act.RenewAddress) -> None:
         answer = await self._parts.holder.renew(valid_until=action.valid_until)
-        if answer.outcome is not Outcome.HELD:
+        if answer.outcome is Outcome.HELD:
+            self._seen_held_at = self._clock()
+        else:
             self._not_held(answer)
 
     def _remove(self, _action: act.RemoveAddress) -> None:

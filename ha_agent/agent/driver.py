@@ -218,7 +218,7 @@ class Agent:
             parts.chronicle.path(parts.channel.name(change.path), change.after)
         parts.engine.tell_paths(parts.peer_paths.as_directed((one.name, one.way) for one in parts.channel.paths()))
         parts.chronicle.quiet(parts.channel.standing())
-        self._deeds.look_whether_held()
+        self._deeds.look_whether_held(unless_seen_since=self.state.now - LOOK_EVERY_S)
 
     # ---- facts from outside
 
@@ -241,9 +241,12 @@ class Agent:
 
     def links_changed(self, changes: list[Change]) -> None:
         """The kernel told of changes; the truth is looked up."""
+        if not changes:
+            return
         if any(isinstance(one, Overflow) or isinstance(one.what, LinkFacts) for one in changes):
             self._see_link()
-        if any(isinstance(one, Overflow) or isinstance(one.what, AddressFacts) for one in changes):
+        # An address that comes, as each renewal is told to be one, takes none away.
+        if any(isinstance(one, Overflow) or (one.gone and isinstance(one.what, AddressFacts)) for one in changes):
             self._deeds.look_whether_held()
 
     def engine_reported(self, report: pb.EngineReport) -> None:

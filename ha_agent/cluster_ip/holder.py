@@ -200,15 +200,8 @@ class KernelHolder:
     def own(self, version: int) -> Address | None:
         """This node's own address on the interface: one that is no lease, and no link-local one if there is another."""
         link = self._kernel.link(self.interface)
-        found = [
-            one.address
-            for one in self._kernel.addresses()
-            if link is not None
-            and one.index == link.index
-            and one.address.version == version
-            and one.valid_s == FOREVER
-            and one.address not in self._addresses
-        ]
+        there = self._kernel.addresses_on(link.index, version) if link is not None else ()
+        found = [one.address for one in there if one.valid_s == FOREVER and one.address not in self._addresses]
         return min(found, key=_link_local_last, default=None)
 
     async def _whole(self, answers: list[Answer]) -> Answer:

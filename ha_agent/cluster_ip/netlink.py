@@ -126,10 +126,20 @@ class Kernel:
 
     def addresses(self, address: Address | None = None) -> tuple[AddressFacts, ...]:
         """All addresses of all interfaces, or all entries of one address."""
-        family = socket.AF_UNSPEC if address is None else _family(address)
-        answers = self._ask(RTM_GETADDR, _REQUEST | _DUMP, _IFADDRMSG.pack(family, 0, 0, 0, 0))
-        found = [_address(payload) for kind, payload in answers if kind == RTM_NEWADDR]
+        answers = self._all_addresses(socket.AF_UNSPEC if address is None else _family(address))
+        # Before it is parsed: an address that stands nowhere in the message is not what it is about.
+        found = [_address(payload) for payload in answers if address is None or address.packed in payload]
         return tuple(one for one in found if one is not None and address in {None, one.address})
+
+    def addresses_on(self, index: Index, version: int) -> tuple[AddressFacts, ...]:
+        """Those of one interface and one family."""
+        answers = self._all_addresses(socket.AF_INET if version == 4 else socket.AF_INET6)
+        found = [_address(payload) for payload in answers if _IFADDRMSG.unpack_from(payload)[4] == index]
+        return tuple(one for one in found if one is not None)
+
+    def _all_addresses(self, family: int) -> list[bytes]:
+        answers = self._ask(RTM_GETADDR, _REQUEST | _DUMP, _IFADDRMSG.pack(family, 0, 0, 0, 0))
+        return [payload for kind, payload in answers if kind == RTM_NEWADDR]
 
     def neighbours(self, index: Index, family: int = socket.AF_INET) -> tuple[NeighbourFacts, ...]:
         """Who was reachable on this interface lately."""

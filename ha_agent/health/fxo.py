@@ -82,6 +82,11 @@ def read_ports(dahdi_dir: str = DAHDI, known: Collection[int] = ()) -> dict[int,
     return found
 
 
+def has_dahdi(dahdi_dir: str = DAHDI) -> bool:
+    """Whether there may be ports. Most machines have none. Asks no driver, so it needs no thread that may hang."""
+    return os.path.isdir(dahdi_dir)
+
+
 def parse_span(text: str, known: Collection[int] = ()) -> dict[int, Port]:
     """The FXO ports of one span."""
     head, *lines = text.split("\n")
@@ -114,7 +119,9 @@ class FxoProbe(Plain):
         """One look at every port that was selected or has ever been there."""
         loop = asyncio.get_running_loop()
         try:
-            ports = await loop.run_in_executor(self._executor, read_ports, self._dahdi_dir, tuple(self._names))
+            ports: Mapping[int, Port] = {}
+            if has_dahdi(self._dahdi_dir):
+                ports = await loop.run_in_executor(self._executor, read_ports, self._dahdi_dir, tuple(self._names))
         except OSError as failed:
             return tuple(bad(Reason.UNREADABLE, str(failed), subject=str(channel)) for channel in sorted(self._names))
         self._names |= {channel: port.name for channel, port in ports.items()}

@@ -201,6 +201,30 @@ async def test_an_address_that_went_by_itself_is_noticed() -> None:
         await world.until(lambda: world.kinds == [ev.AddressGone])
 
 
+@pytest.mark.req("R13")
+async def test_what_a_renewal_has_just_seen_is_not_asked_again() -> None:
+    async with working(World()) as world:
+        world.deeds.look_whether_held(unless_seen_since=0.5)
+        world.deeds.perform((RENEW,))
+        await world.until(lambda: world.holder.calls == ["holds", "renew"])
+        world.deeds.look_whether_held(unless_seen_since=0.5)  # the renewal was at 1.0
+        world.deeds.look_whether_held(unless_seen_since=1.5)
+        world.deeds.look_whether_held()
+        world.deeds.perform((RENEW,))
+        await world.until(lambda: world.holder.calls.count("renew") == 2)
+        assert world.holder.calls == ["holds", "renew", "holds", "holds", "renew"]
+
+
+@pytest.mark.req("R13")
+async def test_a_renewal_that_failed_has_seen_nothing() -> None:
+    async with working(World()) as world:
+        world.holder.answers["renew"] = REFUSED
+        world.deeds.perform((RENEW,))
+        await world.until(lambda: world.kinds == [ev.AddressFailed])
+        world.deeds.look_whether_held(unless_seen_since=0.5)
+        await world.until(lambda: world.holder.calls == ["renew", "holds"])
+
+
 @pytest.mark.req("R31")
 async def test_who_only_observes_misses_no_address() -> None:
     async with working(World(ha={"observe_only": True})) as world:
