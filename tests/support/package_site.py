@@ -121,6 +121,10 @@ class Site:
             found |= {f"{name}/{table}": rows for table, rows in database_looks(self.path(name), own=own).items()}
         return found
 
+    def looks_of_files(self) -> dict[str, bytes]:
+        """The bytes of the databases, where they cannot be read."""
+        return {name: Path(self.path(name)).read_bytes() for name in ("config.db", "astdb.sqlite3")}
+
     def leftovers(self) -> list[str]:
         """Hidden names of ours that should be gone."""
         found = [
@@ -159,7 +163,7 @@ def shake(rng: random.Random, root: str) -> None:
     for folder, folders, files in os.walk(root, topdown=False):
         for name in sorted(files + folders):
             path = os.path.join(folder, name)
-            if "own-" in path or rng.random() < 0.5:
+            if "own-" in path or "/.ha-" in path or rng.random() < 0.5:
                 continue
             if os.path.isdir(path) and not os.path.islink(path):
                 if not os.listdir(path):
@@ -219,7 +223,7 @@ def database_looks(path: str, *, own: bool) -> Looks:
         found: Looks = {"": (schema, version, stat.S_IMODE(os.stat(path).st_mode))}
         for kind, name, _ in schema:
             everything = own or not path.endswith("config.db")
-            if kind == "table" and (everything or name != "network"):
+            if kind == "table" and not name.startswith("_ha_") and (everything or name != "network"):
                 where = "" if everything or name != "settings" else " WHERE name <> 'externhost'"
                 found[name] = tuple(connection.execute(f"SELECT rowid, * FROM {name}{where} ORDER BY rowid").fetchall())
         return found

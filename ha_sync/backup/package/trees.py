@@ -50,6 +50,7 @@ class Read:
 
     entry: Entry
     content: Callable[[], Iterator[bytes]]
+    close: Callable[[], None] = lambda: None
 
 
 def measure(root: str, rules: Rules) -> tuple[int, int]:
@@ -79,7 +80,10 @@ class TreeReader:
             for path, parent, status in _walked(self._root, self._rules, self.tally, self._enter):
                 read = self._read(path, parent, status)
                 if read is not None:
-                    yield read
+                    try:
+                        yield read
+                    finally:
+                        read.close()
         finally:
             self._leave()
 
@@ -256,14 +260,13 @@ _COARSE: Final = 5
 
 def _spooled(entry: Entry, spool: IO[bytes]) -> Read:
     def content() -> Iterator[bytes]:
-        with spool:
-            spool.seek(0)
-            left = entry.size
-            while left and (piece := spool.read(min(PIECE_BYTES, left))):
-                left -= len(piece)
-                yield piece
+        spool.seek(0)
+        left = entry.size
+        while left and (piece := spool.read(min(PIECE_BYTES, left))):
+            left -= len(piece)
+            yield piece
 
-    return Read(entry=entry, content=content)
+    return Read(entry=entry, content=content, close=spool.close)
 
 
 def _changed(before: os.stat_result, after: os.stat_result) -> bool:
