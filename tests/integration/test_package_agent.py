@@ -26,10 +26,12 @@ TIMEOUT_S = 3.0
 @pytest.fixture(scope="module")
 def pair() -> Iterator[HaPair]:
     """One for all: forming it takes longer than what is tested."""
-    with tempfile.TemporaryDirectory(prefix="ha-", ignore_cleanup_errors=True) as folder:
-        with HaPair(folder, loopback(TIMEOUT_S).scenes, seed=7, calls=2) as made:
-            made.form()
-            yield made
+    with (
+        tempfile.TemporaryDirectory(prefix="ha-", ignore_cleanup_errors=True) as folder,
+        HaPair(folder, loopback(TIMEOUT_S).scenes, seed=7, calls=2) as made,
+    ):
+        made.form()
+        yield made
 
 
 def dataset_paths(node: HaNode) -> dict[str, str]:

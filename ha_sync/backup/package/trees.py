@@ -212,8 +212,7 @@ class TreeReader:
             return
         self._leave()
         for attempt in range(1, TRIES + 1):
-            settled = self._read_folder(directory, fd, last=attempt == TRIES)
-            if settled or attempt == TRIES:
+            if self._read_folder(directory, fd, last=attempt == TRIES):
                 return
             self._leave()
             time.sleep(PAUSE_S * attempt)
@@ -239,10 +238,11 @@ class TreeReader:
             still = still and not entry.moving
             self._spooled[entry.path] = (entry, spool)
         settled = unlocked and still and not _changed(before, os.fstat(fd)) and not _is_locked(fd)
-        if not settled and last:
+        if not settled and (last or not unlocked):  # a lock that nobody takes away is waited for once
             self._spooled = {
                 path: (replace(entry, moving=True), spool) for path, (entry, spool) in self._spooled.items()
             }  # fmt: skip
+            return True
         return settled
 
     def _leave(self) -> None:
