@@ -41,6 +41,8 @@ PATHS_MAX = 500
 LOOKS = 4
 """At something that differs; what has not come to rest by then is in motion."""
 
+PAUSE_S = 0.1
+
 REPAIRS = 2
 
 _T = TypeVar("_T")
@@ -375,7 +377,9 @@ class _Examination:
         """What differs at rest: seen twice in the same way, with a barrier before each look."""
         before: dict[bytes, _Pair] = {}
         settled: list[_Pair] = []
-        for _ in range(LOOKS):
+        for look in range(LOOKS):
+            if look > 1:
+                await asyncio.sleep(PAUSE_S)  # a program that writes now and then shall be seen to do so
             await self._run.replicated()
             found = await self._look_at(paths)
             moving = await self._book.moving(tuple(found))

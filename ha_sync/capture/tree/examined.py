@@ -29,13 +29,16 @@ def moving(worker: TreeWorker, paths: tuple[bytes, ...]) -> frozenset[bytes]:
 
 
 def resend(worker: TreeWorker, paths: tuple[bytes, ...], *, now: float) -> None:
-    """Sends these whole, deletes on the Standby what is not here. The guards judge these deletions as any other.
+    """Sends these whole, deletes on the Standby what is not here.
 
-    Raises OperatorNeeded where one of them halts the dataset.
+    The guards judge the loss of what was known, as in any other way. What only the Standby has was never lost here.
+    Raises OperatorNeeded where a guard halts the dataset.
     """
-    gone = sum(not _stands(worker, path) for path in paths)
+    gone = [path for path in paths if not _stands(worker, path)]
     if gone and worker.guard is not None and not worker.halted:
-        reason = worker.guard.look() or worker.guard.deleting(gone, now=now)
+        reason = worker.guard.look()
+        if not reason and (lost := len(worker.catalogue.entries_of(gone))):
+            reason = worker.guard.deleting(lost, now=now)
         if reason:
             worker.halt(reason)
     if worker.halted:

@@ -515,11 +515,13 @@ class TreeSource:
 
     async def remembered(self, paths: tuple[bytes, ...]) -> dict[bytes, Entry]:
         """What was captured of these and acknowledged by the Standby."""
+        self._flush_acks()
         worker = self.worker
         return await self.run(lambda: worker.catalogue.entries_of(paths))
 
     async def moving(self, paths: tuple[bytes, ...]) -> frozenset[bytes]:
         """Which of these are being written, or on their way."""
+        self._flush_acks()  # the catalogue learns of acknowledgements in batches
         return await self.run(partial(examined.moving, self.worker, paths))
 
     async def resend(self, objects: tuple[bytes, ...]) -> None:
