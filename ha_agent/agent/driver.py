@@ -254,6 +254,8 @@ class Agent:
         if not self.parts.engine_probe.is_attached:
             self.parts.engine_probe.attached()
             self.parts.chronicle.attached(attached=True)
+        self.parts.chronicle.reported(report)
+        self._requests.backup_left_s = report.backup_left_s if report.HasField("backup_left_s") else None
         self.tell(
             ev.EngineReported,
             engine=Engine(

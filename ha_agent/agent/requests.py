@@ -47,6 +47,7 @@ class Requests:
         self._gone = False  # the go is out: done when the peer serves
         self._claims = False  # a forced take-over is on its way
         self.detail = ""  # why a quiesce failed
+        self.backup_left_s: float | None = None  # of the full backup that goes on, as far as the engine can tell
 
     async def ask(self, begin: Callable[[], None], *, timeout_s: float) -> Answered:
         """Begins and waits for the answer. ``timeout_s`` 0: what is not refused at once is done."""
@@ -68,7 +69,11 @@ class Requests:
 
     def refused(self, refused: Refused) -> None:
         """The arbiter says why not."""
-        self._answer(Answered(done=False, reason=refused.reason, peer_reasons=refused.peer_reasons, detail=self.detail))
+        detail = self.detail
+        if refused.reason is Reason.BACKUP_RUNNING:
+            left_s = self.backup_left_s
+            detail = "how long it will take is not known yet" if left_s is None else f"about {left_s:.0f} s are left"
+        self._answer(Answered(done=False, reason=refused.reason, peer_reasons=refused.peer_reasons, detail=detail))
 
     def moved(self, move: Moved) -> None:
         """A row was taken; it may be the answer."""

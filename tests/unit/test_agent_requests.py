@@ -49,6 +49,18 @@ async def test_a_refusal_is_the_answer_with_the_peers_reasons_and_the_detail() -
     )
 
 
+@pytest.mark.parametrize(
+    ("left_s", "detail"), [(95.2, "about 95 s are left"), (None, "how long it will take is not known yet")]
+)
+@pytest.mark.req("R23")
+async def test_a_refusal_for_a_full_backup_says_how_long_that_will_take(left_s: float | None, detail: str) -> None:
+    requests = Requests()
+    requests.backup_left_s = left_s
+    refused = Refused(reason=Reason.BACKUP_RUNNING, peer_reasons=())
+    answered = await answer(requests, lambda: requests.refused(refused))
+    assert (answered.done, answered.reason, answered.detail) == (False, Reason.BACKUP_RUNNING, detail)
+
+
 async def test_a_planned_switch_is_done_when_the_peer_serves_and_not_before_the_go() -> None:
     requests = Requests()
     answered = await answer(
