@@ -71,15 +71,23 @@ class Commands:
         self._leftovers: deque[_Output] = deque()
 
     async def run(
-        self, command: tuple[str, ...], *, deadline_s: float, environment: Mapping[str, str] | None = None
+        self,
+        command: tuple[str, ...],
+        *,
+        deadline_s: float,
+        environment: Mapping[str, str] | None = None,
+        given: bytes = b"",
     ) -> Finished:
-        """Runs to the end or the deadline, whichever is first; never raises for what the program does."""
+        """Runs to the end or the deadline, whichever is first; never raises for what the program does.
+
+        ``given``: what it can read from its standard input.
+        """
         assert command, "an empty command"
         loop = asyncio.get_running_loop()
         begun = loop.time()
         output = _Output(loop)
         try:
-            process = await self._start(command, output, deadline_s, environment)
+            process = await self._start(command, output, deadline_s, environment, given)
         except (OSError, ValueError, TimeoutError, RuntimeError) as failed:
             output.close()
             return Finished(
@@ -109,15 +117,22 @@ class Commands:
         self._starters.shutdown(wait=False, cancel_futures=True)
 
     async def _start(
-        self, command: tuple[str, ...], output: _Output, deadline_s: float, environment: Mapping[str, str] | None
+        self,
+        command: tuple[str, ...],
+        output: _Output,
+        deadline_s: float,
+        environment: Mapping[str, str] | None,
+        given: bytes,
     ) -> subprocess.Popen[bytes]:
         descriptor = output.for_program()
 
         def start() -> subprocess.Popen[bytes]:
+            source = subprocess.DEVNULL
             try:
+                source = _memory_with(given) if given else source
                 return subprocess.Popen(
                     command,
-                    stdin=subprocess.DEVNULL,
+                    stdin=source,
                     stdout=descriptor,
                     stderr=descriptor,
                     start_new_session=True,
@@ -125,6 +140,8 @@ class Commands:
                 )
             finally:
                 os.close(descriptor)
+                if source >= 0:
+                    os.close(source)
 
         try:
             started = self._starters.submit(start)
@@ -228,6 +245,15 @@ class _Output:
         if self._keeps:
             self._tail = (self._tail + data)[-OUTPUT_BYTES_MAX:]
         return True
+
+
+def _memory_with(content: bytes) -> int:
+    """A descriptor to read it from: no pipe that could be full, no file that could be left behind."""
+    descriptor = os.memfd_create("given", os.MFD_CLOEXEC)
+    with open(descriptor, "wb", closefd=False) as file:
+        file.write(content)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
 
 
 async def _end(process: subprocess.Popen[bytes], gone: asyncio.Event) -> None:

@@ -21,9 +21,12 @@ from ha_agent.agent.driver import Agent
 from ha_agent.agent.duty import Duty
 from ha_agent.agent.parts import Parts
 from ha_agent.agent.peer_paths import preferred
+from ha_agent.alarms.desk import Desk
+from ha_agent.alarms.reports import PairFacts
+from ha_agent.alarms.reports import Station as ReportedStation
 from ha_agent.arbiter import state as arbiter
 from ha_agent.arbiter.step import begin
-from ha_agent.arbiter.values import Identity, Mac
+from ha_agent.arbiter.values import Identity, Mac, Station
 from ha_agent.cluster_ip.holder import Holder, KernelHolder
 from ha_agent.cluster_ip.lan import Lan
 from ha_agent.cluster_ip.links import Links
@@ -56,10 +59,14 @@ async def build(
     membership: Membership,
     logs: AgentLogs,
     *,
+    desk: Desk | None = None,
     on_tick: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Agent:
-    """An agent that is ready to ``run``. ``on_tick``: see ``Agent``. Raises ConfigFault, OperatorNeeded."""
+    """An agent that is ready to ``run``; ``desk`` is told what it must tell on. ``on_tick``: see ``Agent``.
+
+    Raises ConfigFault, OperatorNeeded.
+    """
     pair = settings.pair
     assert pair is not None, "HA is off"
     stands_in = pair.interface == LOOPBACK
@@ -94,6 +101,8 @@ async def build(
         agent.health_changed,
         aligned=agent.aligned,
     )
+    if desk is not None:
+        desk.know(_facts(settings, pair, membership, own_mac))
     services = Services(
         settings.services,
         commands,
@@ -131,6 +140,8 @@ async def build(
             scene=agent.scene,
             node=settings.node.name or socket.gethostname(),
             observing=pair.observe_only,
+            on_active=desk.serving if desk is not None else None,
+            on_notice=desk.noticed if desk is not None else None,
         ),
         commands=commands,
         events=logs.events,
@@ -169,6 +180,19 @@ def arbiter_settings(pair: PairSettings, *, model: str) -> arbiter.Settings:
         policy=pair.policy,
         observe=pair.observe_only,
         drain_s=pair.drain_deadline_s,
+    )
+
+
+def _facts(settings: Settings, pair: PairSettings, membership: Membership, own_mac: Mac) -> PairFacts:
+    other = Station.SECONDARY if pair.station is Station.PRIMARY else Station.PRIMARY
+    lan = next((path for path in pair.paths if path.peer == pair.peer_ip), None)
+    own_address = str(_local(pair, lan)) if lan is not None else ""
+    return PairFacts(
+        cluster_id=str(membership.cluster_id),
+        node=settings.node.name,
+        cluster_addresses=tuple(str(shared) for shared in pair.cluster_addresses),
+        own=ReportedStation(station_type=pair.station.value, mac=own_mac, address=own_address),
+        peer=ReportedStation(station_type=other.value, mac=pair.peer_mac, address=str(pair.peer_ip)),
     )
 
 

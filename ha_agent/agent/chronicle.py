@@ -22,10 +22,11 @@ from ha_agent.arbiter.values import SERVING, TAKING, Cause, Phase
 from ha_agent.health import Condition, HealthVector
 from ha_agent.heartbeat.detector import Way
 from ha_agent.heartbeat.seal import Rejected, Rejection
-from ha_agent.logs.events import EventLog
+from ha_agent.logs.events import SEVERITIES, EventLog
 from ha_agent.logs.switches import Phase as Part
 from ha_agent.logs.switches import Result, SwitchId, SwitchLog
 from ha_agent.services import Outcome
+from ha_proto.agent.v1 import agent_pb2 as pb
 
 ROLE_OF = {
     **dict.fromkeys(SERVING, "active"),
@@ -44,6 +45,7 @@ HANDING = frozenset({Phase.QUIESCING, Phase.OFFERING, Phase.RELEASING})
 LOST = frozenset({"lease-lapsed", "address-absent", "outranked", "stop"})
 REFUSED = "switch-refused"
 ERRORS = frozenset({Subject.FOREIGN_HOLDER, Subject.DUAL_ACTIVE, Subject.STORE, Subject.NOBODY_ELIGIBLE})
+TROUBLES_MAX = NOTICES_MAX = 64  # more of the engine are not looked at
 STRANGERS = frozenset({Rejection.STRANGER, Rejection.OTHER_CLUSTER, Rejection.WRONG_MAC})
 
 
@@ -70,15 +72,31 @@ class Chronicle:
     """One per agent."""
 
     def __init__(
-        self, switches: SwitchLog, events: EventLog, *, scene: Callable[[], Scene], node: str, observing: bool
+        self,
+        switches: SwitchLog,
+        events: EventLog,
+        *,
+        scene: Callable[[], Scene],
+        node: str,
+        observing: bool,
+        on_active: Callable[[int, str], None] | None = None,
+        on_notice: Callable[[str, pb.Notice], None] | None = None,
     ) -> None:
+        """``on_active(epoch, cause)``: this node has become Active, or goes on being it after a restart.
+
+        ``on_notice(run, notice)``: something happened to the engine; its own log has it.
+        """
         self._switches = switches
         self._events = events
         self._scene = scene
         self._node = node
+        self._observing = observing
         self._done = Result.OBSERVED if observing else Result.DONE
         self._open: _Open | None = None
+        self._on_active = on_active
+        self._on_notice = on_notice
         self._bad: dict[str, str] = {}
+        self._troubles: dict[tuple[str, str], pb.Trouble] = {}
         self._asked: Moved | None = None  # the request whose refusal comes next
 
     # ---- the arbiter
@@ -98,6 +116,9 @@ class Chronicle:
             },
         )
         self._asked = move if move.row == REFUSED else None
+        becomes_active = move.after is Phase.ACTIVE and move.before not in SERVING and not self._observing
+        if becomes_active and self._on_active is not None:
+            self._on_active(move.epoch, move.cause.value)
         if self._open is not None and self._open.serving and move.after is not Phase.ACTIVE:
             self._end(Result.FAILED, now, error=f"the services were not all started: {move.why}")
         if move.row == REFUSED:
@@ -189,6 +210,21 @@ class Chronicle:
     def attached(self, *, attached: bool) -> None:
         """The engine came or went."""
         self._events.append("info" if attached else "error", "engine attached" if attached else "engine lost", {})
+
+    def reported(self, report: pb.EngineReport) -> None:
+        """What stands on the engine's side, once an edge, and what happened there."""
+        for notice in report.notices[:NOTICES_MAX]:
+            if self._on_notice is not None:
+                self._on_notice(report.run, notice)
+        standing = {(one.what, one.subject): one for one in report.troubles[:TROUBLES_MAX]}
+        if standing.keys() == self._troubles.keys():
+            return
+        for one in standing.values():
+            severity = one.severity if one.severity in SEVERITIES else "error"
+            self._events.raise_alarm(severity, one.what, one.subject, dict(one.fields))
+        for what, subject in self._troubles.keys() - standing.keys():
+            self._events.clear_alarm(what, subject, {})
+        self._troubles = standing
 
     # ---- entries of the switch log
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from ha_agent.settings.values import Severity
 
 RANK = {Severity.INFO: 0, Severity.WARNING: 1, Severity.ERROR: 2}
-FIELDS_MAX = 16
-FIELD_MAX = 300
+FIELDS_MAX = 12
+FIELD_MAX = 240
 
 
 class Key(NamedTuple):

@@ -43,7 +43,7 @@ def document_of(bulletin: Bulletin, *, node: str, station: str, least: Severity)
     }
 
 
-def test_document(*, node: str, station: str, unix_s: float) -> dict[str, Any]:
+def trial_document(*, node: str, station: str, unix_s: float) -> dict[str, Any]:
     """A message that says nothing but that it came."""
     return {"version": VERSION, "kind": "test", "node": node, "station_type": station, "at": _iso(unix_s)}
 

@@ -54,7 +54,8 @@ def open_logs(
     writer = LogWriter(path, prepare=_prepare, on_omission=_omission, trim=trim)
     writer.put(switches.close_left_open)
     writer.put(events.clear_left_over)
-    return AgentLogs(events=EventLog(writer), switches=SwitchLog(writer), writer=writer)
+    event_log = EventLog(writer)
+    return AgentLogs(events=event_log, switches=SwitchLog(writer, tell=event_log.append), writer=writer)
 
 
 def _prepare(database: Connection) -> None:

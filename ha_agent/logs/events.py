@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import json
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from sqlite3 import Connection
 
@@ -26,6 +26,9 @@ SEVERITIES = {"info": logging.INFO, "warning": logging.WARNING, "error": logging
 
 _RESERVED = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 """Names that a log record has itself; ``logging`` raises KeyError where a field takes one."""
+
+
+Listener = Callable[[str, str, str, str, Mapping[str, object]], None]
 
 
 class Edge(enum.Enum):
@@ -55,6 +58,14 @@ class EventLog:
     def __init__(self, writer: LogWriter) -> None:
         self._writer = writer
         self._raised: set[tuple[str, str]] = set()
+        self._listener: Listener | None = None
+
+    def listen(self, listener: Listener) -> None:
+        """``listener(severity, what, subject, edge, fields)`` is called for each event, by whichever thread tells it.
+
+        It must neither block nor raise. Only one listens.
+        """
+        self._listener = listener
 
     def append(self, severity: str, what: str, fields: Mapping[str, object]) -> None:
         """Something happened. ``what`` is constant text; what varies goes into ``fields``."""
@@ -107,6 +118,8 @@ class EventLog:
         extra = {f"{key}_" if key in _RESERVED else key: value for key, value in fields.items()}
         logger.log(SEVERITIES[severity], what, extra=extra | {"subject": subject, "edge": edge.value})
         self._writer.put(insert(severity, what, subject, edge, fields))
+        if self._listener is not None:
+            self._listener(severity, what, subject, edge.value, fields)
 
 
 def insert(severity: str, what: str, subject: str, edge: Edge, fields: Mapping[str, object]) -> Job:

@@ -12,7 +12,7 @@ import enum
 import json
 import logging
 import uuid
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from sqlite3 import Connection
 from typing import NewType
@@ -26,6 +26,12 @@ FOLLOW_BATCH = 100
 
 SwitchId = NewType("SwitchId", str)
 Facts = Mapping[str, str]
+Tell = Callable[[str, str, Mapping[str, object]], None]
+"""``tell(severity, what, fields)``: an event."""
+
+ENDED = "a switch ended"
+SEVERITIES = {"observed": "info", "refused": "info", "aborted": "warning", "done": "warning"}
+"""Of the event that says so; of all other results an error."""
 
 
 class Result(enum.Enum):
@@ -75,9 +81,12 @@ class Switch:
 class SwitchLog:
     """One per agent, over a writer that it shares with the events. Any thread, never blocks, but for ``query``."""
 
-    def __init__(self, writer: LogWriter) -> None:
+    def __init__(self, writer: LogWriter, *, tell: Tell) -> None:
+        """``tell``: each switch that has ended is an event too."""
         self._writer = writer
+        self._tell = tell
         self._begun: dict[SwitchId, float] = {}
+        self._told: dict[SwitchId, dict[str, object]] = {}  # what the event will say
 
     def begin(
         self,
@@ -107,6 +116,7 @@ class SwitchLog:
             "peer_health": _told(peer_health),
             "positions": _told(positions),
         }
+        self._told[switch] = {key: row[key] for key in ("trigger_", "reason", "epoch", "role_before", "role_after")}
         logger.warning("a switch begins", extra={"trigger": trigger, "reason": reason, "epoch": epoch})
         self._writer.put(_insert(row))
         return switch
@@ -121,13 +131,16 @@ class SwitchLog:
         assert switch in self._begun, switch
         assert facts.keys() <= {"epoch", "reason", "own_health", "peer_health", "positions", "finished"}, facts
         plain = {key: value if isinstance(value, int) else _told(value) for key, value in facts.items()}
+        self._told[switch] |= {key: plain[key] for key in ("epoch", "reason") if key in plain}
         self._writer.put(_update(switch, plain))
 
     def end(self, switch: SwitchId, result: Result, *, now: float, error: str = "") -> None:
         """It is over."""
         assert result is not Result.OPEN, switch
         took_s = max(0.0, now - self._begun.pop(switch))
-        logger.warning("a switch ended", extra={"result": result.value, "took_s": took_s, "error": error})
+        fields = self._told.pop(switch) | {"result": result.value, "took_s": f"{took_s:.3f}", "error": error}
+        fields["trigger"] = fields.pop("trigger_")
+        self._tell(SEVERITIES.get(result.value, "error"), ENDED, fields)
         self._writer.put(_update(switch, {"took_s": took_s, "result": result.value, "error": clean(error)}))
 
     def query(

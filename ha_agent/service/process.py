@@ -21,6 +21,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from ha_agent.agent import build
+from ha_agent.alarms.desk import Desk, opened
 from ha_agent.errors import OperatorNeeded
 from ha_agent.logs import FILE_NAME, AgentLogs, open_logs
 from ha_agent.memory import await_membership
@@ -60,7 +61,7 @@ async def run(settings: Settings, stopping: Stopping, *, on_tick: Callable[[], N
     with _only_one(settings.node.state_dir):
         logs = open_logs(os.path.join(settings.node.state_dir, "logs", FILE_NAME))
         try:
-            async with _served(settings, logs) as servicer:
+            async with opened(settings, logs.events) as desk, _served(settings, logs, desk) as servicer:
                 await _run(settings, logs, servicer, stopping, on_tick)
         finally:
             await asyncio.to_thread(logs.close)
@@ -76,7 +77,7 @@ async def _run(
     member = await _idle(await_membership(settings.node.state_dir), stopping, on_tick)
     if member is None:
         return
-    agent = await build(settings, member, logs, on_tick=on_tick)
+    agent = await build(settings, member, logs, desk=servicer.desk, on_tick=on_tick)
     stopping.on_ask = agent.stop
     servicer.entered(agent)
     if stopping.asked.is_set():
@@ -97,11 +98,11 @@ async def _idle(work: Coroutine[Any, Any, _Result], stopping: Stopping, on_tick:
 
 
 @contextlib.asynccontextmanager
-async def _served(settings: Settings, logs: AgentLogs) -> AsyncIterator[AgentServicer]:
+async def _served(settings: Settings, logs: AgentLogs, desk: Desk) -> AsyncIterator[AgentServicer]:
     path = settings.node.socket_path
     _clear_stale_socket(path)
     server = grpc.aio.server(options=SERVER_OPTIONS)
-    servicer = AgentServicer(settings, logs)
+    servicer = AgentServicer(settings, logs, desk)
     agent_pb2_grpc.add_AgentServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
     name = agent_pb2.DESCRIPTOR.services_by_name["AgentService"].full_name
     health = HealthServicer()

@@ -8,10 +8,12 @@ import functools
 from collections.abc import AsyncIterator
 
 from ha_agent.agent import Agent
+from ha_agent.alarms.desk import Desk
 from ha_agent.arbiter import events as ev
 from ha_agent.arbiter.values import Phase, Reason
 from ha_agent.errors import ConfigFault, Refused, WrongState
 from ha_agent.logs import AgentLogs, Result, Switch, read_switches
+from ha_agent.service.alarms_shown import alarms_of, tested_of
 from ha_agent.service.shown import event_of, idle_status, status_of, switch_of
 from ha_agent.service.status_map import Context, streaming, unary
 from ha_agent.settings import Settings
@@ -30,7 +32,8 @@ LIMIT_MAX = 1_000_000
 class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
     """``agent`` is None while HA is off or the node is not paired; ``entered`` is told once it is there."""
 
-    def __init__(self, settings: Settings, logs: AgentLogs) -> None:
+    def __init__(self, settings: Settings, logs: AgentLogs, desk: Desk) -> None:
+        self.desk = desk
         self._settings = settings
         self._logs = logs
         self._agent: Agent | None = None
@@ -77,10 +80,11 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
 
     async def _status(self) -> pb.AgentStatus:
         if self._agent is None:
-            return idle_status(self._settings, phase="off" if self._settings.pair is None else "not paired")
+            phase = "off" if self._settings.pair is None else "not paired"
+            return idle_status(self._settings, self.desk, phase=phase)
         # What is on disk now: who asks for the status must not wait for a disk that takes nothing.
         last = await asyncio.to_thread(functools.partial(read_switches, self._logs.writer.path, limit=1))
-        return status_of(self._agent, last[-1] if last else None)
+        return status_of(self._agent, self.desk, last[-1] if last else None)
 
     # ---- changing
 
@@ -137,6 +141,18 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         if not answered.done:
             raise WrongState("cannot declare this node single", reason="this node is not the Active, or is busy")
         return pb.DeclareSingleResponse()
+
+    # ---- alarms
+
+    @unary
+    async def ListAlarms(self, _request: pb.ListAlarmsRequest, _context: Context) -> pb.ListAlarmsResponse:
+        """What stands now, and whom it was told."""
+        return alarms_of(self.desk)
+
+    @unary
+    async def TestAlarm(self, request: pb.TestAlarmRequest, _context: Context) -> pb.TestAlarmResponse:
+        """A test message, sent at once."""
+        return pb.TestAlarmResponse(results=[tested_of(one) for one in await self.desk.test(request.target)])
 
     # ---- logs
 

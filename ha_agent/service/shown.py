@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from ha_agent.agent import Agent
 from ha_agent.agent.chronicle import ROLE_OF
+from ha_agent.alarms.desk import Desk
 from ha_agent.arbiter import policy
 from ha_agent.arbiter.state import State
 from ha_agent.arbiter.values import SERVING
 from ha_agent.heartbeat.channel import PathLook
 from ha_agent.logs.events import Event
 from ha_agent.logs.switches import Switch
+from ha_agent.service.alarms_shown import targets_of
 from ha_agent.settings import Settings
 from ha_proto.agent.v1 import agent_pb2 as pb
 
 
-def status_of(agent: Agent, last: Switch | None) -> pb.AgentStatus:
+def status_of(agent: Agent, desk: Desk, last: Switch | None) -> pb.AgentStatus:
     """Everything at a glance."""
     state, pair, parts = agent.state, agent.pair, agent.parts
     peer = state.peer if _fresh(state) else None
@@ -51,10 +53,11 @@ def status_of(agent: Agent, last: Switch | None) -> pb.AgentStatus:
         peer_epoch=(peer.epoch or peer.data) if peer is not None else 0,
         engine_attached=parts.engine_probe.is_attached,
         beats_refused={kind.value: count for kind, count in parts.channel.rejected.items()},
+        alarm_targets=targets_of(desk),
     )
 
 
-def idle_status(settings: Settings, *, phase: str) -> pb.AgentStatus:
+def idle_status(settings: Settings, desk: Desk, *, phase: str) -> pb.AgentStatus:
     """Of a node whose HA is off, or which is not paired yet."""
     pair = settings.pair
     return pb.AgentStatus(
@@ -64,6 +67,7 @@ def idle_status(settings: Settings, *, phase: str) -> pb.AgentStatus:
         phase=phase,
         cluster_ip=str(pair.cluster_ip or "") if pair is not None else "",
         holder="nobody known",
+        alarm_targets=targets_of(desk),
     )
 
 

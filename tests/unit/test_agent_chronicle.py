@@ -19,6 +19,7 @@ from ha_agent.heartbeat.detector import Way
 from ha_agent.heartbeat.seal import Rejected, Rejection
 from ha_agent.logs import AgentLogs, Result, Switch, open_logs
 from ha_agent.logs.events import Edge, Event
+from ha_agent.logs.switches import ENDED
 from ha_agent.services import Outcome
 from ha_agent.services.services import Step, Verb
 
@@ -50,7 +51,8 @@ class Told:
 
     @property
     def events(self) -> list[Event]:
-        return [event for event in self.logs.events.query() if event.what != "the arbiter moved"]
+        spoken = {"the arbiter moved", ENDED}
+        return [event for event in self.logs.events.query() if event.what not in spoken]
 
     def takes_over(self, now: float = 10.0) -> None:
         self.moved(now, "take-over", Phase.CLAIMING)
