@@ -118,6 +118,7 @@ class _Engine:
                 report=self._report,
                 membership=self._membership,
                 by_hand=lambda: self._by_hand,
+                restored=self._full_syncs.restored,
             )
         )
         self._watch = PeerWatch(self._node, self._link, self._report)

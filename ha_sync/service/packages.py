@@ -62,6 +62,7 @@ class PackageParts:
     report: Report
     membership: Callable[[], Membership | None]
     by_hand: Callable[[], bool]  # the role is given by hand, not by an agent
+    restored: Callable[[], None]  # the full sync that comes next follows from a restore
 
 
 @dataclass(slots=True, kw_only=True)
@@ -360,6 +361,7 @@ class Packages:
         # First the epoch: one that a crash makes useless is skipped, but data of a restore never bears the old one.
         await self._parts.node.promise(Epoch(self._parts.node.promised + 1))
         await asyncio.to_thread(swap.commit)
+        self._parts.restored()
         await asyncio.to_thread(swap.forget)
 
     async def _finish(self, done: _Restored) -> None:

@@ -98,6 +98,8 @@ def test_a_package_is_exported_and_restored_and_the_standby_follows(pair: LocalP
     assert pair.b.status().epoch == after.epoch
     until(lambda: not hidden(pair.a.place.root), "the old data goes")
     runs = json.loads("[" + ",".join(pair.a.command("logs", "backup", "--json").stdout.splitlines()) + "]")
+    syncs = [run["trigger"] for run in runs if run["kind"] == "full-sync"]
+    assert syncs[-1] == "restore", "the log says why the Standby got everything"
     kinds = [(run["kind"], run["result"], run["trigger"]) for run in runs if run["kind"] in {"export", "restore"}]
     assert kinds == [("export", "done", "manual"), ("export", "done", "manual"), ("restore", "done", "manual")]
 
