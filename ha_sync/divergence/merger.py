@@ -1,8 +1,9 @@
 """Sees to it that this node's archives are merged: by themselves as soon as that is possible, or when a person asks.
 
-A Standby sends an archive to the Active once its own copy of the dataset is in step: what it has is then what the
-Active has. An Active merges its own archives here. *Merged* is noted durably only after the durable answer; what is put
-off is tried again after RETRY_S, and its reason is shown meanwhile. Runs in the event loop; seconds are monotonic.
+A Standby sends an archive to the Active as soon as that answers, be its own copy in step or not: what is missing there
+is decided there, and what comes back by the stream need not be sent twice. An Active merges its own archives here.
+*Merged* is noted durably only after the durable answer; what is put off is tried again after RETRY_S, and its reason is
+shown meanwhile. Runs in the event loop; seconds are monotonic.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from ha_sync.config import DatasetSettings, Merge, Settings
-from ha_sync.core.dataset import DatasetName, Report, Role
+from ha_sync.core.dataset import Report, Role
 from ha_sync.divergence.archive import Archive, Archives, Standing, State
 from ha_sync.divergence.merging import Local, Merging
 from ha_sync.divergence.outcome import Outcome
-from ha_sync.errors import HaSyncError, OperatorNeeded, Refused, WrongState
+from ha_sync.errors import Fenced, HaSyncError, OperatorNeeded, PeerUnreachable, Refused, WrongState
 from ha_sync.logs.runs import Kind, Result, RunId, RunLog, Tally, Trigger
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,6 @@ class Around:
     """What the merger needs to know of the node, and its way to the other one."""
 
     role: Callable[[], Role | None]
-    behind: Callable[[DatasetName], str]  # why a Standby's dataset is not in step, or nothing
     send: Callable[[Archive, bool, Callable[[], None]], Awaitable[Outcome]]  # to the Active; see ``_logged``
     peer: Callable[[], str]  # for the log
 
@@ -112,14 +112,11 @@ class Merger:
                 outcome = await self._logged(archive, trigger=trigger, force=force)
             except HaSyncError as error:
                 self._waiting[archive.folder] = error.sentence()
-                self._again_at[archive.folder] = time.monotonic() + (RETRY_S if self._around_ready(archive) else LOOK_S)
+                soon = isinstance(error, (PeerUnreachable, Fenced))
+                self._again_at[archive.folder] = time.monotonic() + (LOOK_S if soon else RETRY_S)
                 raise
             self._waiting.pop(archive.folder, None)
             return await self._noted(archive, outcome)
-
-    def _around_ready(self, archive: Archive) -> bool:
-        """Whether it waits for a program rather than for the nodes to be in step."""
-        return self._around.role() is Role.ACTIVE or not self._around.behind(archive.about.dataset)
 
     def _require_mergeable(self, archive: Archive) -> None:
         about = archive.about
@@ -133,11 +130,8 @@ class Merger:
             raise OperatorNeeded("cannot merge", subject=subject, reason=about.trouble)
         if about.dataset not in self._datasets:
             raise OperatorNeeded("cannot merge", subject=subject, reason="sync.toml has no such dataset any more")
-        role = self._around.role()
-        if role is None:
+        if self._around.role() is None:
             raise WrongState("puts off merging", subject=subject, reason="this node has no role yet")
-        if role is Role.STANDBY and (why := self._around.behind(about.dataset)):
-            raise WrongState("puts off merging", subject=subject, reason=why)
 
     async def _logged(self, archive: Archive, *, trigger: Trigger, force: bool) -> Outcome:
         """A run of the backup log, which begins when the Active has said that it may be: not for every try."""

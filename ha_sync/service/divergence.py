@@ -60,7 +60,7 @@ class Divergences:
         self._report = report
         self.merging = Merging(self._archives.folder)
         caller = MergeCaller(node, link, membership=membership)
-        around = Around(role=lambda: node.role, behind=self._behind, send=caller.send, peer=lambda: link.address)
+        around = Around(role=lambda: node.role, send=caller.send, peer=lambda: link.address)
         node.promoted = self._promoted
         self.merger = Merger(
             node.settings, self._archives, self.merging, around=around, runs=runs, report=report

@@ -216,6 +216,24 @@ def test_what_waited_for_the_program_is_merged_before_it_starts_at_the_next_prom
 
 
 @pytest.mark.req("R13")
+def test_what_the_guard_takes_for_a_mass_delete_is_merged_all_the_same(pair):
+    """Most files are the old Active's alone: its copy is kept until a person agrees, and the new Active gets them."""
+    pair.b.kill()
+    for number in range(25):
+        Path(pair.a.place.root, "recordings", f"call{number}.wav").write_bytes(f"{number}".encode())
+    pair.a.kill()
+    pair.b.serve("active", 2)
+    pair.a.serve("standby", 2)
+    until(lambda: divergences(pair.a).get("recordings", {}).get("state") == "merged", "merging", timeout_s=60)
+    assert len(recordings(pair.b)) == 26
+    if pair.b.dataset("recordings").state == "halted":
+        pair.b.command("resume", "recordings", "--accept-deletes")
+    pair.until_streaming(active=pair.b)
+    assert pair.b.wait_replicated() == ()
+    assert recordings(pair.a) == recordings(pair.b)
+
+
+@pytest.mark.req("R13")
 def test_by_hand_nothing_is_merged_by_itself(tmp_path):
     with DivergedPair(str(tmp_path), merge="manual") as pair:
         pair.start()
