@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -231,6 +233,49 @@ def test_what_the_guard_takes_for_a_mass_delete_is_merged_all_the_same(pair):
     pair.until_streaming(active=pair.b)
     assert pair.b.wait_replicated() == ()
     assert recordings(pair.a) == recordings(pair.b)
+
+
+WRITER = (
+    "import sqlite3, sys\n"
+    "connection = sqlite3.connect(sys.argv[1], timeout=float(sys.argv[2]), isolation_level=None)\n"
+    "print('open', flush=True)\n"
+    "written, lost = 0, []\n"
+    "import select\n"
+    "while not select.select([sys.stdin], [], [], 0.002)[0]:\n"
+    "    try:\n"
+    "        connection.execute(\"INSERT INTO cdr (uniqueid, src, billsec) VALUES ('w', 'w', ?)\", (written,))\n"
+    "        written += 1\n"
+    "    except sqlite3.Error as error:\n"
+    "        lost.append(str(error))\n"
+    "print(written, len(lost), lost[:3], flush=True)\n"
+)
+
+
+@pytest.mark.req("R25", "R13")
+def test_a_program_that_writes_all_the_time_loses_nothing_to_a_merge(tmp_path):
+    """Rollback journal, a transaction a row, its own busy timeout of a second: as call records are written."""
+    with DivergedPair(str(tmp_path), cdr_timeout=1000) as pair:
+        pair.start()
+        assert pair.a.wait_replicated() == ()
+        pair.b.kill()
+        with sqlite3.connect(f"{pair.a.place.root}/cdr.db") as connection:
+            rows = [(f"a-{number}", "200", number) for number in range(3000)]
+            connection.executemany("INSERT INTO cdr (uniqueid, src, billsec) VALUES (?, ?, ?)", rows)
+        connection.close()
+        pair.a.kill()
+        pair.b.serve("active", 2)
+        command = [sys.executable, "-c", WRITER, f"{pair.b.place.root}/cdr.db", "1.0"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == "open\n"
+            pair.a.serve("standby", 2)
+            until(lambda: divergences(pair.a).get("cdr", {}).get("state") == "merged", "merging", timeout_s=120)
+            told, _ = writer.communicate("end\n", timeout=30)
+        written, lost = told.split()[:2]
+        assert lost == "0", told
+        found = records(pair.b)
+        assert sum(row[0] == "w" for row in found) == int(written)
+        assert len(found) == 1 + 3000 + int(written)
 
 
 @pytest.mark.req("R13")
