@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ha_agent.settings import form
+from ha_agent.settings.fields import SECTIONS
 from ha_agent.settings.reading import Faults, Table
 from ha_agent.settings.values import (
     LAN_PATH,
@@ -18,11 +19,6 @@ from ha_agent.settings.values import (
     ServiceSettings,
     When,
 )
-
-PATHS_MAX = 8
-SERVICES_MAX = 32
-PROBES_MAX = 64
-ARGUMENTS_MAX = 64
 
 DEADLINES: Mapping[ProbeKind, float] = {
     ProbeKind.PROCESS: 1.0,
@@ -52,7 +48,7 @@ HARDWARE = frozenset({ProbeKind.LINK, ProbeKind.STORAGE})
 def parse_paths(top: Table, faults: Faults, *, ipv6: bool) -> tuple[PathSettings, ...]:
     """Every ``[[path]]``; names and pairs of addresses differ."""
     found: list[PathSettings] = []
-    for number, values in enumerate(top.tables("path", most=PATHS_MAX), start=1):
+    for number, values in enumerate(top.tables("path"), start=1):
         table = entry("path", number, values, faults, [path.name for path in found])
         path = _path(table, ipv6=ipv6)
         table.finish()
@@ -67,8 +63,8 @@ def parse_paths(top: Table, faults: Faults, *, ipv6: bool) -> tuple[PathSettings
 def _path(table: Table, *, ipv6: bool) -> PathSettings | None:
     local = table.parsed("local", form.address_of)
     peer = table.parsed("peer", form.address_of)
-    table.need("local", "this node's own address on the path")
-    table.need("peer", "the other node's address on the path")
+    table.need("local")
+    table.need("peer")
     for key, found in (("local", local), ("peer", peer)):
         if found is not None and found.version == 6 and not ipv6:
             table.fault(key, "is IPv6: set ipv6 = true in [ha]")
@@ -84,7 +80,7 @@ def _path(table: Table, *, ipv6: bool) -> PathSettings | None:
 def parse_services(top: Table, faults: Faults) -> tuple[ServiceSettings, ...]:
     """Every ``[[service]]`` in the order of starting: by ``order``, then as written."""
     found: list[ServiceSettings] = []
-    for number, values in enumerate(top.tables("service", most=SERVICES_MAX), start=1):
+    for number, values in enumerate(top.tables("service"), start=1):
         table = entry("service", number, values, faults, [service.name for service in found])
         found.append(_service(table, number))
         table.finish()
@@ -92,30 +88,29 @@ def parse_services(top: Table, faults: Faults) -> tuple[ServiceSettings, ...]:
 
 
 def _service(table: Table, number: int) -> ServiceSettings:
-    plain = ServiceSettings(name="", start=(), stop=())
-    start, stop, probe = (_command(table, key) for key in ("start", "stop", "probe"))
-    table.need("start", 'the command that starts it, e.g. ["/usr/bin/systemctl", "start", "asterisk"]')
-    table.need("stop", 'the command that stops it, e.g. ["/usr/bin/systemctl", "stop", "asterisk"]')
+    start, stop, probe = (parse_command(table, key) for key in ("start", "stop", "probe"))
+    table.need("start")
+    table.need("stop")
     return ServiceSettings(
         name=name_of(table),
         start=start,
         stop=stop,
         probe=probe,
-        start_deadline_s=table.number("start_deadline_s", plain.start_deadline_s, low=0.1, high=600, unit="seconds"),
-        stop_deadline_s=table.number("stop_deadline_s", plain.stop_deadline_s, low=0.1, high=600, unit="seconds"),
-        probe_deadline_s=table.number("probe_deadline_s", plain.probe_deadline_s, low=0.1, high=60, unit="seconds"),
-        order=table.integer("order", number, low=-10_000, high=10_000, unit="low starts first and stops last"),
-        standby=table.choice("standby", OnStandby) or plain.standby,
+        start_deadline_s=table.number("start_deadline_s"),
+        stop_deadline_s=table.number("stop_deadline_s"),
+        probe_deadline_s=table.number("probe_deadline_s"),
+        order=table.integer("order", number),
+        standby=table.choice("standby", OnStandby) or OnStandby.STOPPED,
     )
 
 
 def parse_probes(top: Table, faults: Faults) -> tuple[ProbeSettings, ...]:
     """Every ``[[probe]]``."""
     found: list[ProbeSettings] = []
-    for number, values in enumerate(top.tables("probe", most=PROBES_MAX), start=1):
+    for number, values in enumerate(top.tables("probe"), start=1):
         table = entry("probe", number, values, faults, [probe.name for probe in found])
         kind = table.choice("kind", ProbeKind)
-        table.need("kind", "what it looks at: " + ", ".join(f'"{one.value}"' for one in ProbeKind))
+        table.need("kind")
         if kind is None:
             continue  # which keys fit is not known then
         found.append(_probe(table, kind))
@@ -133,12 +128,12 @@ def _probe(table: Table, kind: ProbeKind) -> ProbeSettings:
     return ProbeSettings(
         name=name_of(table),
         kind=kind,
-        fall=table.integer("fall", FALLS.get(kind, 3), low=1, high=100, unit="bad looks in a row"),
-        rise=table.integer("rise", 2, low=1, high=100, unit="good looks in a row"),
-        interval_s=table.number("interval_s", INTERVALS.get(kind, 1.0), low=0.05, high=3600, unit="seconds"),
-        deadline_s=table.number("deadline_s", DEADLINES[kind], low=0.05, high=60, unit="seconds"),
+        fall=table.integer("fall", FALLS.get(kind, 3)),
+        rise=table.integer("rise"),
+        interval_s=table.number("interval_s", INTERVALS.get(kind, 1.0)),
+        deadline_s=table.number("deadline_s", DEADLINES[kind]),
         when=table.choice("when", When) or when,
-        switch=table.flag("switch", default=True),
+        switch=table.flag("switch"),
         **_subject(table, kind),
     )
 
@@ -152,13 +147,11 @@ def _subject(table: Table, kind: ProbeKind) -> dict[str, Any]:
         case ProbeKind.SIP:
             return _address(table, 'where it listens on UDP, e.g. "127.0.0.1:5060"')
         case ProbeKind.COMMAND:
-            table.need(
-                "command", 'a program that exits with 0 when all is well, e.g. ["/usr/bin/test", "-e", "/run/ok"]'
-            )
-            return {"command": _command(table, "command")}
+            table.need("command")
+            return {"command": parse_command(table, "command")}
         case ProbeKind.LINK:
-            table.need("interface", 'e.g. "eth1"')
-            return {"interface": table.text("interface", "", form.interface)}
+            table.need("interface")
+            return {"interface": table.text("interface", form.interface)}
         case ProbeKind.STORAGE:
             return _storage(table)
 
@@ -167,15 +160,15 @@ def _process(table: Table) -> dict[str, Any]:
     if not table.has("pid_file") and not table.has("process"):
         table.fault("process", 'is missing: its name as in /proc/<pid>/comm, e.g. "asterisk", or a pid_file, or both')
     return {
-        "pid_file": table.text("pid_file", "", form.absolute_path),
-        "process": table.text("process", "", form.process),
+        "pid_file": table.text("pid_file", form.absolute_path),
+        "process": table.text("process", form.process),
     }
 
 
 def _ami(table: Table) -> dict[str, Any]:
     found = _address(table, 'where the manager interface listens, e.g. "127.0.0.1:5038"')
-    found["username"] = table.text("username", "", form.free_text)
-    found["secret_file"] = table.text("secret_file", "", form.absolute_path)
+    found["username"] = table.text("username", form.free_text)
+    found["secret_file"] = table.text("secret_file", form.absolute_path)
     if bool(found["username"]) != bool(found["secret_file"]):
         table.fault("username", "username and secret_file belong together: state both, or none to ping without a login")
     return found
@@ -187,37 +180,40 @@ def _address(table: Table, why: str) -> dict[str, Any]:
 
 
 def _storage(table: Table) -> dict[str, Any]:
-    table.need("paths", 'folders that must take data, e.g. ["/var/spool/asterisk"]')
-    paths = table.texts("paths", form.absolute_path, example='["/var/spool/asterisk"]')
+    table.need("paths")
+    paths = table.texts("paths", form.absolute_path)
     return {
         "paths": tuple(os.path.normpath(path) for path in paths),
-        "min_free_mib": table.integer("min_free_mib", 16, low=0, high=1 << 24, unit="MiB"),
-        "mounted": table.flag("mounted", default=False),
+        "min_free_mib": table.integer("min_free_mib"),
+        "mounted": table.flag("mounted"),
     }
 
 
-def _command(table: Table, key: str) -> Command:
-    return parse_command(table, key, '["/usr/bin/systemctl", "start", "asterisk"]')
-
-
-def parse_command(table: Table, key: str, example: str) -> Command:
-    """A program by its absolute path, and its arguments; empty where the key is absent or wrong."""
-    words = table.texts(key, form.argument, example=example, most=ARGUMENTS_MAX)
+def parse_command(table: Table, key: str) -> Command:
+    """A program by its absolute path, and its arguments. Absent: the default; wrong: empty."""
+    if not table.has(key):
+        table.raw(key)
+        return tuple(str(word) for word in _words(table.field(key).default))
+    words = table.texts(key, form.argument)
     if words and (problem := form.absolute_path(words[0])):
         table.fault(key, f"the program {problem}")
         return ()
     return words
 
 
+def _words(default: object) -> tuple[object, ...]:
+    return default if isinstance(default, tuple) else ()
+
+
 def entry(kind: str, number: int, values: Mapping[str, object], faults: Faults, taken: list[str]) -> Table:
     """The table of one of several of a kind; its name differs from those that are ``taken``."""
     stated = values.get("name")
     usable = isinstance(stated, str) and not form.name(stated)
-    table = Table(f"{kind}[{stated if usable else number}]", values, faults)
-    table.need("name", f'e.g. name = "{"cable" if kind == "path" else "asterisk"}"')
+    table = Table(f"{kind}[{stated if usable else number}]", values, faults, section=SECTIONS[kind])
+    table.need("name")
     if usable and stated in taken:
         table.fault("name", f"stands there twice: every {kind} needs a name of its own")
-    table.text("name", "", form.name)
+    table.text("name", form.name)
     return table
 
 

@@ -16,11 +16,11 @@ from ha_agent.arbiter.values import Mac, Policy, Station
 from ha_agent.errors import ConfigFault
 from ha_agent.settings import form
 from ha_agent.settings.entries import parse_command, parse_paths, parse_probes, parse_services
+from ha_agent.settings.fields import TIMEOUT_MAX_S
 from ha_agent.settings.reading import Faults, Table
 from ha_agent.settings.relations import check_pair, check_probes
 from ha_agent.settings.telling import parse_alarms, target_warnings
 from ha_agent.settings.values import (
-    HEARTBEAT_PORT,
     LAN_PATH,
     SOCKET_NAME,
     Address,
@@ -29,14 +29,15 @@ from ha_agent.settings.values import (
     Mode,
     NetworkMode,
     NodeSettings,
+    OnOff,
     PairSettings,
     PathSettings,
+    RemoteTakeOver,
     Settings,
+    VendorSettings,
 )
 
 FILE_BYTES_MAX = 1024 * 1024
-TIMEOUT_MAX_S = {Mode.LOCAL: 10, Mode.REMOTE: 60}
-FXO_PORTS_MAX = 256
 
 
 def load(path: str) -> Settings:
@@ -49,13 +50,14 @@ def settings_of(values: dict[str, object], *, source: str) -> Settings:
     faults = Faults()
     top = Table("ha.toml", values, faults)
     node = _node(top)
+    vendor = _vendor(top)
     services = parse_services(top, faults)
     probes = parse_probes(top, faults)
     warnings: list[str] = list(check_probes(probes, services, faults))
     alarms = parse_alarms(top, faults)
     warnings += target_warnings(alarms)
     ha = top.table("ha")
-    enabled = ha.flag("enabled", default=False)
+    enabled = ha.flag("enabled")
     ha.demanding = enabled
     pair = _pair(ha, top, faults)
     ha.finish()
@@ -66,6 +68,7 @@ def settings_of(values: dict[str, object], *, source: str) -> Settings:
         raise ConfigFault(source, faults.lines())
     return Settings(
         node=node,
+        vendor=vendor,
         pair=pair if enabled else None,
         services=services,
         probes=probes,
@@ -104,19 +107,18 @@ def _read(path: str) -> dict[str, object]:
 
 
 def _node(top: Table) -> NodeSettings:
-    plain = NodeSettings()
     table = top.table("node")
     node = NodeSettings(
-        name=table.text("name", plain.name, form.free_text),
-        model=table.text("model", plain.model, form.free_text),
-        firmware=table.text("firmware", plain.firmware, form.free_text),
-        state_dir=_folder(table, "state_dir", plain.state_dir),
-        run_dir=_folder(table, "run_dir", plain.run_dir),
-        proc_dir=_folder(table, "proc_dir", plain.proc_dir),
-        sys_net_dir=_folder(table, "sys_net_dir", plain.sys_net_dir),
-        dahdi_dir=_folder(table, "dahdi_dir", plain.dahdi_dir),
-        reboot_command=parse_command(table, "reboot_command", '["/usr/bin/systemctl", "reboot"]')
-        or plain.reboot_command,
+        name=table.text("name", form.free_text),
+        model=table.text("model", form.free_text),
+        firmware=table.text("firmware", form.free_text),
+        state_dir=_folder(table, "state_dir"),
+        run_dir=_folder(table, "run_dir"),
+        proc_dir=_folder(table, "proc_dir"),
+        sys_net_dir=_folder(table, "sys_net_dir"),
+        dahdi_dir=_folder(table, "dahdi_dir"),
+        reboot_command=parse_command(table, "reboot_command"),
+        calls_command=parse_command(table, "calls_command"),
     )
     if len(os.fsencode(node.socket_path)) > form.SOCKET_PATH_BYTES_MAX:
         most = form.SOCKET_PATH_BYTES_MAX - len(f"/{SOCKET_NAME}")
@@ -125,26 +127,39 @@ def _node(top: Table) -> NodeSettings:
     return node
 
 
-def _folder(table: Table, key: str, default: str) -> str:
-    return os.path.normpath(table.text(key, default, form.absolute_path))
+def _folder(table: Table, key: str) -> str:
+    return os.path.normpath(table.text(key, form.absolute_path))
+
+
+def _vendor(top: Table) -> VendorSettings:
+    table = top.table("vendor")
+    texts = ("cloud_storage", "entitlements", "dhcp", "dhcp_gateway", "nat_host", "nat_networks")
+    switches = {key: table.choice(key, OnOff) for key in ("cloud_im", "fxo_splitters")}
+    vendor = VendorSettings(
+        command=parse_command(table, "command"),
+        **{key: table.text(key, form.free_text) for key in texts},
+        **{key: found.value if found is not None else "" for key, found in switches.items()},
+    )
+    table.finish()
+    return vendor
 
 
 def _pair(ha: Table, top: Table, faults: Faults) -> PairSettings | None:
     """None where something that cannot have a default is missing or wrong."""
     mode = ha.choice("mode", Mode) or Mode.LOCAL
-    ipv6 = ha.flag("ipv6", default=False)
+    ipv6 = ha.flag("ipv6")
     station = ha.choice("station_type", Station)
-    ha.need("station_type", '"primary" on one node and "secondary" on the other')
+    ha.need("station_type")
     cluster_ip = ha.parsed("cluster_ip", form.cluster_ip_of)
     if mode is Mode.LOCAL:
-        ha.need("cluster_ip", 'the address that phones use, e.g. "192.168.129.53/24" (mode "local" needs one)')
+        ha.need("cluster_ip")
     cluster_ip6 = ha.parsed("cluster_ip6", form.cluster_ip6_of)
     peer_ip = ha.parsed("peer_ip", form.address_of)
-    ha.need("peer_ip", "the other node's own static address")
+    ha.need("peer_ip")
     peer_mac = ha.parsed("peer_mac", form.mac_of)
-    ha.need("peer_mac", "the hardware address of the other node's LAN port (mode route with two ports: LAN 2)")
-    interface = ha.text("interface", "", form.interface)
-    ha.need("interface", 'the interface that carries the cluster IP, e.g. "eth0"')
+    ha.need("peer_mac")
+    interface = ha.text("interface", form.interface)
+    ha.need("interface")
     gateway = ha.parsed("gateway", form.gateway_of)
     rest = _figures(ha, mode)
     paths = parse_paths(top, faults, ipv6=ipv6)
@@ -170,24 +185,22 @@ def _pair(ha: Table, top: Table, faults: Faults) -> PairSettings | None:
 
 def _figures(ha: Table, mode: Mode) -> dict[str, Any]:
     """What has a default."""
-    longest = TIMEOUT_MAX_S[mode]
     hint = f'; {TIMEOUT_MAX_S[Mode.REMOTE]} with mode = "remote"' if mode is Mode.LOCAL else ""
     return {
-        "heartbeat_port": ha.integer(
-            "heartbeat_port", HEARTBEAT_PORT, low=0, high=65535, unit="UDP port; 0: tests only"
-        ),
-        "heartbeat_timeout_s": ha.number("heartbeat_timeout_s", 7.0, low=3, high=longest, unit="seconds" + hint),
+        "heartbeat_port": ha.integer("heartbeat_port"),
+        "heartbeat_timeout_s": ha.number("heartbeat_timeout_s", high=TIMEOUT_MAX_S[mode], hint=hint),
         "network_mode": ha.choice("network_mode", NetworkMode) or NetworkMode.SWITCH,
+        "remote_take_over": ha.choice("remote_take_over", RemoteTakeOver) or RemoteTakeOver.BY_HAND,
         "switches": FaultSwitches(
-            software=ha.flag("software_fault_switch", default=False),
-            hardware=ha.flag("hardware_fault_switch", default=False),
-            fxo_ports=ha.integers("fxo_ports", low=1, high=1024, unit="DAHDI channel numbers", most=FXO_PORTS_MAX),
+            software=ha.flag("software_fault_switch"),
+            hardware=ha.flag("hardware_fault_switch"),
+            fxo_ports=ha.integers("fxo_ports"),
         ),
         "policy": ha.choice("policy", Policy) or Policy.AVAILABILITY,
         "after_switch": ha.choice("after_switch", AfterSwitch) or AfterSwitch.SERVICES,
-        "drain_deadline_s": ha.number("drain_deadline_s", 30.0, low=1, high=600, unit="seconds"),
-        "maintenance_max_s": ha.number("maintenance_max_s", 14400.0, low=60, high=86400, unit="seconds"),
-        "observe_only": ha.flag("observe_only", default=False),
+        "drain_deadline_s": ha.number("drain_deadline_s"),
+        "maintenance_max_s": ha.number("maintenance_max_s"),
+        "observe_only": ha.flag("observe_only"),
     }
 
 

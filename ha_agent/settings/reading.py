@@ -1,4 +1,7 @@
-"""Reads values out of parsed TOML and collects every fault: field, value, range or remedy, then goes on."""
+"""Reads values out of parsed TOML and collects every fault: field, value, range or remedy, then goes on.
+
+Ranges, units and defaults are those of the schema (``fields``); a caller states only what depends on another key.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,9 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import TypeVar
 
+from ha_agent.settings.fields import SECTIONS
+from ha_agent.settings.schema import Field, Section
+
 Value = object
 _E = TypeVar("_E", bound=Enum)
 _P = TypeVar("_P")
@@ -15,7 +21,6 @@ _P = TypeVar("_P")
 FAULTS_MAX = 200
 """More are counted, not listed: a file that wrong is not a settings file."""
 
-ENTRIES_MAX = 64
 TEXT_MAX = 4096
 _SHOWN_MAX = 80
 
@@ -57,12 +62,27 @@ class Table:
     ``demanding``: False where HA is off; then what is missing is no fault, what is there is checked all the same.
     """
 
-    def __init__(self, where: str, values: Mapping[str, Value], faults: Faults, *, demanding: bool = True) -> None:
+    def __init__(
+        self,
+        where: str,
+        values: Mapping[str, Value],
+        faults: Faults,
+        *,
+        section: Section | None = None,
+        demanding: bool = True,
+    ) -> None:
         self.where = where
         self.demanding = demanding
+        self._section = section
         self._values = values
         self._faults = faults
         self._known: list[str] = []
+
+    def field(self, key: str) -> Field:
+        """What the schema says of a key."""
+        found = self._section.field(key) if self._section is not None else None
+        assert found is not None, f"{self.where}.{key} is not in the schema"
+        return found
 
     def has(self, key: str) -> bool:
         """Whether the file states it."""
@@ -79,13 +99,14 @@ class Table:
         name = key if key.isprintable() else shown(key)
         self._faults.add(f"{self.where}.{name}{value}: {remedy}")
 
-    def need(self, key: str, why: str) -> None:
+    def need(self, key: str, why: str = "") -> None:
         """Says that a key is missing, where it is and must not be."""
         if not self.has(key) and self.demanding:
-            self.fault(key, f"is missing: {why}")
+            self.fault(key, f"is missing: {why or self.field(key).needed}")
 
-    def text(self, key: str, default: str = "", check: Callable[[str], str] | None = None) -> str:
+    def text(self, key: str, check: Callable[[str], str] | None = None) -> str:
         """A string; ``check`` returns what is wrong with it, or an empty string."""
+        default = str(self.field(key).default or "")
         value = self.raw(key)
         if value is None:
             return default
@@ -108,34 +129,42 @@ class Table:
             self.fault(key, str(wrong))
             return None
 
-    def flag(self, key: str, *, default: bool) -> bool:
+    def flag(self, key: str) -> bool:
         """``true`` or ``false``."""
+        default = self.field(key).default
         value = self.raw(key)
         if isinstance(value, bool):
             return value
         if value is not None:
             self.fault(key, "must be true or false, without quotes")
-        return default
+        return default is True
 
-    def integer(self, key: str, default: int, *, low: int, high: int, unit: str) -> int:
-        """A whole number from ``low`` to ``high``."""
+    def integer(self, key: str, default: int | None = None) -> int:
+        """A whole number of the schema's range; ``default`` where it depends."""
+        field = self.field(key)
+        absent = field.default if default is None else default
+        assert type(absent) is int, key
         value = self.raw(key)
         if value is None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            self.fault(key, f"must be a whole number from {low} to {high} ({unit})")
-            return default
+            return absent
+        if isinstance(value, bool) or not isinstance(value, int) or not field.low <= value <= field.high:
+            self.fault(key, f"must be a whole number from {field.low:g} to {field.high:.10g} ({field.unit})")
+            return absent
         return value
 
-    def number(self, key: str, default: float, *, low: float, high: float, unit: str) -> float:
-        """A number from ``low`` to ``high``."""
+    def number(self, key: str, default: float | None = None, *, high: float | None = None, hint: str = "") -> float:
+        """A number of the schema's range, whose ``high`` end may depend."""
+        field = self.field(key)
+        absent = field.default if default is None else default
+        assert isinstance(absent, float), key
+        most = field.high if high is None else high
         value = self.raw(key)
         if value is None:
-            return default
+            return absent
         # not (low <= value): also for a NaN
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            self.fault(key, f"must be a number from {low:g} to {high:g} ({unit})")
-            return default
+        if isinstance(value, bool) or not isinstance(value, int | float) or not field.low <= value <= most:
+            self.fault(key, f"must be a number from {field.low:g} to {most:.10g} ({field.unit}{hint})")
+            return absent
         return float(value)
 
     def choice(self, key: str, kinds: type[_E]) -> _E | None:
@@ -149,8 +178,9 @@ class Table:
         self.fault(key, "must be one of " + ", ".join(f'"{name}"' for name in options) + _meant(value, list(options)))
         return None
 
-    def texts(self, key: str, check: Callable[[str], str], *, example: str, most: int = ENTRIES_MAX) -> tuple[str, ...]:
+    def texts(self, key: str, check: Callable[[str], str]) -> tuple[str, ...]:
         """A list of strings."""
+        most, example = self.field(key).most, self.field(key).example
         value = self.raw(key)
         if value is None:
             return ()
@@ -165,21 +195,24 @@ class Table:
                 good.append(item)
         return tuple(good) if len(good) == len(value) else ()
 
-    def integers(self, key: str, *, low: int, high: int, unit: str, most: int) -> frozenset[int]:
+    def integers(self, key: str) -> frozenset[int]:
         """A list of different whole numbers."""
+        field = self.field(key)
         value = self.raw(key)
         if value is None:
             return frozenset()
-        fits = isinstance(value, list) and len(value) <= most
-        if not fits or not all(type(item) is int and low <= item <= high for item in _items(value)):
-            self.fault(key, f"must be a list of at most {most} whole numbers from {low} to {high} ({unit})")
+        fits = isinstance(value, list) and len(value) <= field.most
+        if not fits or not all(type(item) is int and field.low <= item <= field.high for item in _items(value)):
+            low, high = f"{field.low:g}", f"{field.high:g}"
+            self.fault(key, f"must be a list of at most {field.most} whole numbers from {low} to {high} ({field.unit})")
             return frozenset()
         if len(set(_items(value))) < len(_items(value)):
             self.fault(key, "names one number twice")
         return frozenset(int(str(item)) for item in _items(value))
 
-    def tables(self, key: str, *, most: int = ENTRIES_MAX) -> tuple[Mapping[str, Value], ...]:
+    def tables(self, key: str) -> tuple[Mapping[str, Value], ...]:
         """A list of tables."""
+        most = SECTIONS[key].most
         value = self.raw(key)
         if value is None:
             return ()
@@ -197,7 +230,7 @@ class Table:
         if value is not None and not isinstance(value, dict):
             self.fault(key, f"must be written as [{key}]")
             value = None
-        return Table(key, value or {}, self._faults, demanding=self.demanding)
+        return Table(key, value or {}, self._faults, section=SECTIONS[key], demanding=self.demanding)
 
     def finish(self, elsewhere: Mapping[str, str] | None = None) -> None:
         """Every key that nobody asked for is a fault. ``elsewhere`` tells of known keys that do not fit here."""

@@ -10,7 +10,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ha_agent.settings.reading import Faults, Table
-from ha_agent.settings.values import Address, Interface, OnStandby, PairSettings, ProbeSettings, ServiceSettings
+from ha_agent.settings.values import (
+    Address,
+    Interface,
+    Mode,
+    OnStandby,
+    PairSettings,
+    ProbeSettings,
+    ServiceSettings,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +48,17 @@ def check_pair(pair: PairSettings, ha: Table, services: Iterable[ServiceSettings
     for path in pair.paths:
         if path.local == pair.peer_ip:
             ha.fault("peer_ip", f'is this node\'s own address on path "{path.name}": name the other node')
-    return [*_gateway_warnings(pair), *_drain_warnings(pair, services)]
+    return [*_remote_warnings(pair), *_gateway_warnings(pair), *_drain_warnings(pair, services)]
+
+
+def _remote_warnings(pair: PairSettings) -> list[str]:
+    if pair.mode is not Mode.REMOTE:
+        return []
+    found = (
+        'ha.mode = "remote": only terminals that take a second server (the vendor\'s own) find the other site; '
+        "after a take-over all others must be pointed at it by hand, by DNS, or by a custom domain"
+    )
+    return [found]
 
 
 def _check_cluster_address(key: str, cluster: Address, pair: PairSettings, ha: Table) -> None:
@@ -130,6 +148,7 @@ def _subnet_warnings(pair: PairSettings, base: list[OwnAddress]) -> list[str]:
 def shared_facts(pair: PairSettings) -> tuple[tuple[str, str], ...]:
     """Settings that must be equal on both nodes: two that differ here would not make one pair."""
     switches = pair.switches
+    remote = (("remote_take_over", pair.remote_take_over.value),) if pair.mode is Mode.REMOTE else ()
     return (
         ("mode", pair.mode.value),
         ("cluster_ip", str(pair.cluster_ip or "")),
@@ -141,6 +160,7 @@ def shared_facts(pair: PairSettings) -> tuple[tuple[str, str], ...]:
         ("policy", pair.policy.value),
         ("software_fault_switch", str(switches.software)),
         ("hardware_fault_switch", str(switches.hardware)),
+        *remote,
     )
 
 

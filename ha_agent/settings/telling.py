@@ -23,8 +23,6 @@ from ha_agent.settings.values import (
     TargetKind,
 )
 
-TARGETS_MAX = 16
-RECIPIENTS_MAX = 32
 PORTS = {Security.STARTTLS: 587, Security.TLS: 465, Security.NONE: 25}
 
 OWN_KEYS: Mapping[TargetKind, tuple[str, ...]] = {
@@ -43,17 +41,15 @@ def parse_alarms(top: Table, faults: Faults) -> AlarmSettings:
 
 
 def _rates(top: Table) -> Rates:
-    table, plain = top.table("alarms"), Rates()
-    repeat_s = table.number("repeat_s", plain.repeat_s, low=0, high=604_800, unit="seconds; 0: never, else 60 or more")
+    table = top.table("alarms")
+    repeat_s = table.number("repeat_s")
     if 0 < repeat_s < 60:
         table.fault("repeat_s", "must be 0 (never) or at least 60 seconds")
     rates = Rates(
         repeat_s=repeat_s,
-        group_s=table.number("group_s", plain.group_s, low=0.1, high=600, unit="seconds"),
-        clear_after_s=table.number("clear_after_s", plain.clear_after_s, low=0, high=3600, unit="seconds"),
-        messages_per_hour_max=table.integer(
-            "messages_per_hour_max", plain.messages_per_hour_max, low=2, high=1000, unit="messages to each target"
-        ),
+        group_s=table.number("group_s"),
+        clear_after_s=table.number("clear_after_s"),
+        messages_per_hour_max=table.integer("messages_per_hour_max"),
     )
     table.finish()
     return rates
@@ -61,10 +57,10 @@ def _rates(top: Table) -> Rates:
 
 def _targets(top: Table, faults: Faults) -> tuple[Target, ...]:
     found: list[Target] = []
-    for number, values in enumerate(top.tables("alarm", most=TARGETS_MAX), start=1):
+    for number, values in enumerate(top.tables("alarm"), start=1):
         table = entry("alarm", number, values, faults, [target.name for target in found])
         kind = table.choice("kind", TargetKind)
-        table.need("kind", "how it is told: " + ", ".join(f'"{one.value}"' for one in TargetKind))
+        table.need("kind")
         if kind is None:
             continue  # which keys fit is not known then
         if name_of(table) == REPORT:
@@ -78,11 +74,11 @@ def _targets(top: Table, faults: Faults) -> tuple[Target, ...]:
 def _mail(table: Table) -> Target:
     security = table.choice("security", Security) or Security.STARTTLS
     host, port = table.parsed("server", server_of) or ("", 0)
-    table.need("server", 'the mail server, e.g. "mail.example.org" or "mail.example.org:587"')
-    table.need("from", 'the sender, e.g. "pbx-a@example.org"')
-    table.need("to", 'who is told, e.g. ["admin@example.org"]')
-    username = table.text("username", "", form.free_text)
-    password_file = table.text("password_file", "", form.absolute_path)
+    table.need("server")
+    table.need("from")
+    table.need("to")
+    username = table.text("username", form.free_text)
+    password_file = table.text("password_file", form.absolute_path)
     if bool(username) != bool(password_file):
         table.fault("username", "username and password_file belong together: state both, or none")
     if username and security is Security.NONE:
@@ -96,21 +92,21 @@ def _mail(table: Table) -> Target:
         security=security,
         username=username,
         secret_file=password_file,
-        sender=table.text("from", "", mailbox),
-        recipients=table.texts("to", mailbox, example='["admin@example.org"]', most=RECIPIENTS_MAX),
+        sender=table.text("from", mailbox),
+        recipients=table.texts("to", mailbox),
         **_connection(table, encrypted=security is not Security.NONE, deadline_s=30.0),
     )
 
 
 def _webhook(table: Table) -> Target:
-    url = table.text("url", "", http_url)
-    table.need("url", 'where it is posted, e.g. "https://noc.example.org/hooks/pbx"')
+    url = table.text("url", http_url)
+    table.need("url")
     return Target(
         name=name_of(table),
         kind=TargetKind.WEBHOOK,
         severity=_severity(table),
         url=url,
-        secret_file=table.text("secret_file", "", form.absolute_path),
+        secret_file=table.text("secret_file", form.absolute_path),
         **_connection(table, encrypted=not url.startswith("http:"), deadline_s=15.0),
     )
 
@@ -120,10 +116,10 @@ def _report(top: Table) -> ReportSettings | None:
     if not top.has("report"):
         table.finish()
         return None
-    url = table.text("url", "", http_url)
-    table.need("url", 'where role changes are posted, e.g. "https://manage.example.org/ha"')
-    secret_file = table.text("secret_file", "", form.absolute_path)
-    table.need("secret_file", "the file with the secret that signs what is reported")
+    url = table.text("url", http_url)
+    table.need("url")
+    secret_file = table.text("secret_file", form.absolute_path)
+    table.need("secret_file")
     report = ReportSettings(
         target=Target(
             name=REPORT,
@@ -132,8 +128,8 @@ def _report(top: Table) -> ReportSettings | None:
             secret_file=secret_file,
             **_connection(table, encrypted=not url.startswith("http:"), deadline_s=15.0),
         ),
-        cloud_im=table.flag("cloud_im", default=False),
-        custom_domain=table.text("custom_domain", "", host_name),
+        cloud_im=table.flag("cloud_im"),
+        custom_domain=table.text("custom_domain", host_name),
     )
     table.finish()
     return report
@@ -144,8 +140,8 @@ def _severity(table: Table) -> Severity:
 
 
 def _connection(table: Table, *, encrypted: bool, deadline_s: float) -> dict[str, Any]:
-    ca_file = table.text("ca_file", "", form.absolute_path)
-    verify = table.flag("verify", default=True)
+    ca_file = table.text("ca_file", form.absolute_path)
+    verify = table.flag("verify")
     if not encrypted and ca_file:
         table.fault("ca_file", "nothing is encrypted here, so no certificate is checked: remove it, or encrypt")
     if ca_file and not verify:
@@ -153,7 +149,7 @@ def _connection(table: Table, *, encrypted: bool, deadline_s: float) -> dict[str
     return {
         "ca_file": ca_file,
         "verify": verify,
-        "deadline_s": table.number("deadline_s", deadline_s, low=1, high=300, unit="seconds"),
+        "deadline_s": table.number("deadline_s", deadline_s),
     }
 
 

@@ -38,6 +38,20 @@ class NetworkMode(enum.Enum):
     ROUTE = "route"
 
 
+class RemoteTakeOver(enum.Enum):
+    """What a silent Active at the other site leads to, where no address can be asked for (mode ``remote``)."""
+
+    BY_HAND = "by_hand"
+    AUTOMATIC = "automatic"
+
+
+class OnOff(enum.Enum):
+    """A fact of the vendor's that may also be unknown."""
+
+    ON = "on"
+    OFF = "off"
+
+
 class AfterSwitch(enum.Enum):
     """What the old Active restarts before it comes back as Standby (R16)."""
 
@@ -83,6 +97,7 @@ class NodeSettings:
     sys_net_dir: str = "/sys/class/net"
     dahdi_dir: str = "/proc/dahdi"
     reboot_command: Command = ("/usr/bin/systemctl", "reboot")  # for after_switch = "reboot"
+    calls_command: Command = ()  # prints the number of calls in progress
 
     @property
     def socket_path(self) -> str:
@@ -93,6 +108,21 @@ class NodeSettings:
     def condition_file(self) -> str:
         """Exists while the services may run; units carry ``ConditionPathExists`` of it."""
         return f"{self.run_dir}/active"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VendorSettings:
+    """``[vendor]``: what only the vendor's own programs, or a person, can know. Empty: not stated."""
+
+    command: Command = ()
+    cloud_im: str = ""
+    cloud_storage: str = ""
+    entitlements: str = ""
+    dhcp: str = ""
+    dhcp_gateway: str = ""
+    nat_host: str = ""
+    nat_networks: str = ""
+    fxo_splitters: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +159,7 @@ class PairSettings:
     heartbeat_timeout_s: float
     ipv6: bool
     network_mode: NetworkMode
+    remote_take_over: RemoteTakeOver
     switches: FaultSwitches
     policy: Policy
     after_switch: AfterSwitch
@@ -141,6 +172,11 @@ class PairSettings:
     def lease_s(self) -> float:
         """Lifetime of the cluster IP in the kernel (DESIGN 8): T - 2, at least 1."""
         return max(LEASE_MIN_S, self.heartbeat_timeout_s - LEASE_MARGIN_S)
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether no silence makes this node take over: nobody can be asked whether the other site serves."""
+        return not self.cluster_addresses and self.remote_take_over is RemoteTakeOver.BY_HAND
 
     @property
     def cluster_addresses(self) -> tuple[Address, ...]:
@@ -272,6 +308,7 @@ class Settings:
     """The whole file."""
 
     node: NodeSettings = field(default_factory=NodeSettings)
+    vendor: VendorSettings = field(default_factory=VendorSettings)
     pair: PairSettings | None = None  # None: HA is off, the agent idles
     services: tuple[ServiceSettings, ...] = ()  # in the order of starting
     probes: tuple[ProbeSettings, ...] = ()

@@ -437,3 +437,20 @@ def outcome(values: dict[str, Any]) -> tuple[tuple[str, ...], Settings | None]:
         return (), settings_of(values, source="ha.toml")
     except ConfigFault as refused:
         return refused.faults, None
+
+
+@pytest.mark.req("R1.2")
+def test_the_facts_of_an_empty_file_are_the_defaults_of_the_schema() -> None:
+    assert settings_of({}, source="ha.toml") == Settings()
+
+
+@pytest.mark.req("R1.2")
+def test_a_remote_pair_without_a_cluster_ip_is_taken_over_by_hand_unless_told_otherwise() -> None:
+    remote = {key: value for key, value in HA.items() if key != "cluster_ip"} | {"mode": "remote"}
+    by_hand = settings_of({"ha": remote}, source="ha.toml")
+    told = settings_of({"ha": remote | {"remote_take_over": "automatic"}}, source="ha.toml")
+    assert by_hand.pair is not None
+    assert told.pair is not None
+    assert (by_hand.pair.by_hand, told.pair.by_hand, pair_of().by_hand) == (True, False, False)
+    assert any("vendor's own" in warning for warning in by_hand.warnings)
+    assert differences(by_hand.pair, shared_facts(told.pair)) == ("remote_take_over",)
