@@ -29,6 +29,7 @@ from ha_sync.node import Membership, Node
 from ha_sync.service.full_backup import FullBackups
 from ha_sync.service.peer import AgentPath, PeerLink
 from ha_sync.service.restoring import Restoring
+from ha_sync.service.tidings import Tidings
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +63,11 @@ class AgentLink:
         report: Report,
         link: PeerLink,
         full_backups: FullBackups,
+        tidings: Tidings | None = None,
     ) -> None:
         self._node = node
         self._full_backups = full_backups
+        self._tidings = tidings or Tidings()
         self._link = link
         self._socket_path = socket_path
         self._membership = membership
@@ -110,9 +113,13 @@ class AgentLink:
                 call.cancel()
 
     async def _reports(self) -> AsyncIterator[pb.EngineReport]:
+        told = 0
         while True:
             self._changed.clear()
-            yield self._report()
+            report = self._report()
+            report.notices.extend(self._tidings.after(told))
+            told = max((notice.serial for notice in report.notices), default=told)
+            yield report
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(REPORT_EVERY_S):
                     await self._changed.wait()
@@ -253,6 +260,8 @@ class AgentLink:
             pid=os.getpid(),
             paths=[dataset.path for dataset in node.settings.datasets],
             restore=self.restoring.serial,
+            troubles=self._tidings.troubles(),
+            run=self._tidings.run,
         )
 
 

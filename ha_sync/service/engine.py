@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -27,7 +27,7 @@ from ha_sync.core.dataset import Role
 from ha_sync.core.position import Epoch
 from ha_sync.errors import OperatorNeeded
 from ha_sync.logs.events import EventLog
-from ha_sync.node import Membership, Node
+from ha_sync.node import DatasetStatus, Membership, Node
 from ha_sync.pairing.gate import Gate, Refusals
 from ha_sync.pairing.identity import Identity
 from ha_sync.pairing.identity import exists as identity_exists
@@ -44,6 +44,7 @@ from ha_sync.service.logbook import open_logbook
 from ha_sync.service.packages import PackageParts, Packages
 from ha_sync.service.peer import STREAM_OPTIONS, PeerLink, PeerWatch
 from ha_sync.service.replication import ReplicationServicer
+from ha_sync.service.tidings import Tidings, Trouble, troubles_of
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,8 @@ class _Engine:
         self._began = time.monotonic()
         self._keyring: Keyring | None = None
         self._by_hand = False  # the role is given by hand, not by an agent
+        self._tidings = Tidings(self._troubles)
+        self._backup = ("", "")  # what came of the last full backup that has ended
         self._events = EventLog(os.path.join(node_settings.state_dir, "logs", "events.db"))
         self._logbook = open_logbook(node_settings.state_dir, self._report)
         self._full_syncs = FullSyncs(self._logbook.backup)
@@ -109,6 +112,7 @@ class _Engine:
             report=self._report,
             link=self._link,
             full_backups=self._full_backups,
+            tidings=self._tidings,
         )
         self._packages = Packages(
             PackageParts(
@@ -127,6 +131,28 @@ class _Engine:
 
     def _report(self, severity: str, what: str, fields: dict[str, object]) -> None:
         self._events.append(severity, what, fields)
+        self._tidings.note(severity, what, fields)
+
+    def _troubles(self) -> Iterable[Trouble]:
+        datasets = self._node.datasets()
+        last = self._full_backups.runner.standing()
+        if not last.running:
+            self._backup = (last.result, last.reason)
+        return troubles_of(
+            datasets,
+            unreached=self._unreached(datasets),
+            backup=self._backup,
+            divergences=self._divergences.merger.notices,
+        )
+
+    def _unreached(self, datasets: list[DatasetStatus]) -> str:
+        """Why the other node's engine, which there is, is not reached."""
+        membership = self._membership()
+        if membership is None or not membership.peer_id:
+            return ""
+        if self._node.role is Role.ACTIVE and datasets and not any(item.connected for item in datasets):
+            return "no standby is connected"
+        return self._watch.reason if self._node.role is Role.STANDBY and not self._watch.connected else ""
 
     def _membership(self) -> Membership | None:
         if self._keyring is None:
