@@ -168,12 +168,12 @@ class Writer:
                 view.close()
 
     def nameless(self) -> None:
-        """O_TMPFILE, given a name when it is whole: no event but the creation."""
+        """O_TMPFILE, given a name when it is whole: no event but the creation. With a directory it is linkat()."""
         path = self.place()
         fd = os.open(os.path.dirname(path), os.O_TMPFILE | os.O_RDWR, 0o640)
         try:
             os.write(fd, self.content())
-            os.link(b"/proc/self/fd/%d" % fd, path, src_dir_fd=None, follow_symlinks=True)
+            os.link(b"/proc/self/fd/%d" % fd, path, src_dir_fd=fd, follow_symlinks=True)
         finally:
             os.close(fd)
 
