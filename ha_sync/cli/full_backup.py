@@ -159,6 +159,8 @@ def outcome(last: pb.FullBackupProgress) -> list[str]:
 
 def shown(now: pb.FullBackupProgress) -> list[str]:
     """For `status`: idle, or how far."""
+    if not now.state:
+        return []  # an engine that does not know it
     if now.state != "idle":
         return [f"backing up: {line_of(now)}"]
     if not now.result:

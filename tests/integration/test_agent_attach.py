@@ -83,9 +83,16 @@ class FakeLink:
 
 
 class FakeBackups:
-    """What ``AgentLink`` needs of the full backups: none runs."""
+    """What ``AgentLink`` needs of the full backups."""
 
-    running, left_s = False, 0.0
+    def __init__(self, *, running: bool = False) -> None:
+        self.running = running
+        self.left_s = 40.0 if running else None
+        self.ended: list[str] = []
+
+    async def end(self, why: str) -> None:
+        self.ended.append(why)
+        self.running, self.left_s = False, None
 
 
 @dataclass(slots=True)
@@ -144,7 +151,11 @@ async def listening(path: str, *, silent_s: float = 60.0) -> AsyncIterator[Ends]
 
 @contextlib.asynccontextmanager
 async def attached(
-    path: str, node: FakeNode, events: list[str] | None = None, link: FakeLink | None = None
+    path: str,
+    node: FakeNode,
+    events: list[str] | None = None,
+    link: FakeLink | None = None,
+    backups: FakeBackups | None = None,
 ) -> AsyncIterator[AgentLink]:
     told = events if events is not None else []
     engine = AgentLink(
@@ -153,7 +164,7 @@ async def attached(
         membership=lambda: None,
         report=lambda _severity, what, fields: told.append(f"{what} {fields.get('reason', '')}".strip()),
         link=link or FakeLink(),  # type: ignore[arg-type]
-        full_backups=FakeBackups(),  # type: ignore[arg-type]
+        full_backups=backups or FakeBackups(),  # type: ignore[arg-type]
     )
     running = asyncio.create_task(engine.run())
     try:
@@ -248,6 +259,22 @@ async def test_a_quiesce_is_told_with_the_digest_of_the_final_positions(ends: En
         node.replicated.clear()
         late = await ends.link.quiesce(within_s=0.3, end_backup=False)
         assert late.digest is None
+
+
+@pytest.mark.req("R23", "R6")
+async def test_a_full_backup_is_reported_and_ended_by_a_forced_switch_alone(ends: Ends) -> None:
+    node, backups, events = FakeNode(), FakeBackups(running=True), [""]
+    ends.link.direct("active", 4, active_at="")
+    async with attached(ends.path, node, events, backups=backups):
+        report = await ends.until_reported(lambda report: report.role == "active")
+        assert (report.backup, report.backup_left_s) == (True, 40.0)
+        await ends.link.quiesce(within_s=WITHIN_S, end_backup=False)
+        assert backups.ended == []
+        await ends.link.quiesce(within_s=WITHIN_S, end_backup=True)
+        report = await ends.until_reported(lambda report: not report.backup)
+        assert not report.HasField("backup_left_s")
+    assert backups.ended == ["a forced switch"]
+    assert "a full backup is ended by a forced switch" in events
 
 
 @pytest.mark.req("R6")

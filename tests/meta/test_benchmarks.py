@@ -28,7 +28,19 @@ from benchmarks.harness.writers import TAG_BYTES, Legacy
 from ha_sync.sample.audio import WAV_HEADER_BYTES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-NAMES = ["lag", "capture", "busy", "pages", "burst", "first-sync", "reconnect", "memory", "idle", "failover"]
+NAMES = [
+    "lag",
+    "capture",
+    "busy",
+    "pages",
+    "burst",
+    "first-sync",
+    "reconnect",
+    "memory",
+    "idle",
+    "failover",
+    "full-backup",
+]
 KEYS = {
     "lag": {"row_p50_ms", "row_p99_ms", "file_p50_ms", "file_p99_ms", "growing_behind_s"},
     "capture": {"commit_ratio", "commit_extra_us"},
@@ -39,6 +51,16 @@ KEYS = {
     "reconnect": {"seconds", "restart_scan_s"},
     "memory": {"rss_mib_max", "rss_mib_million"},
     "idle": {"cpu_percent"},
+    "full-backup": {
+        "content_ratio_rsync",
+        "metadata_ratio_rsync",
+        "rows_ratio_sqldiff",
+        "rows_seconds",
+        "wire_percent_identical",
+        "wire_kib_one_row",
+        "lag_ratio_during",
+        "rss_mib_million",
+    },
     "failover": {
         "crash_outage_over_timeout_s",
         "dual_holder_resume_s",
