@@ -166,6 +166,17 @@ async def test_triggers_that_are_gone_are_made_again_and_told(tmp_path: Path) ->
         await equal(pair)
 
 
+async def test_triggers_that_went_with_what_the_program_dropped_are_no_finding(tmp_path: Path) -> None:
+    write(tmp_path / "active.db", WAL + SCHEMA + "CREATE UNIQUE INDEX u ON plain(b) WHERE a > 1; CREATE TABLE gone(x)")
+    async with rows_pair(tmp_path) as pair:
+        await equal(pair)
+        write(pair.active, "DROP INDEX u; DROP TABLE gone; ALTER TABLE peer ADD COLUMN n")
+        await equal(pair)
+        with Examination(pair) as examination:
+            _, run = await examination.run()
+        assert run.findings == []
+
+
 def drop_trigger(path: Path, query: str) -> None:
     db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
     db.set_busy_timeout(10_000)

@@ -61,7 +61,8 @@ class RowsDirect:
         state = str(self.directory / "source.state")
         self.capture = Capture(self.settings, state_path=state, snapshot=lock_free_snapshot)
         self.capture.open(EPOCH)
-        self.applier = Applier(replace(self.settings, path=str(self.standby)))
+        self.applier_settings = replace(self.settings, path=str(self.standby))
+        self.applier = Applier(self.applier_settings)
         self.applier.open("192.0.2.1")
 
     def __enter__(self) -> Self:

@@ -46,6 +46,7 @@ from ha_sync.database.triggers import (
     log_identity,
     logged_tables,
     oldest_kept,
+    our_triggers,
     remove_everything,
 )
 from ha_sync.errors import RepairNeeded
@@ -97,6 +98,7 @@ class _Found:
 
     schema: Schema
     complete: frozenset[str]  # tables whose triggers stand
+    standing: frozenset[tuple[str, str]]  # capture triggers, whatever they are like, and their tables
     identity: Identity
     logged: int
     moved: frozenset[str]  # the marks that its change needs
@@ -127,7 +129,7 @@ class Capture:
         self._logging = False  # the log stands in the database, as of the schema that we know
         self._blocked = ""  # who keeps us from installing triggers
         self._untracked: frozenset[str] = frozenset()
-        self._tracked: frozenset[str] = frozenset()
+        self._standing: frozenset[tuple[str, str]] = frozenset()
         self._put_back: set[str] = set()
         self._digests: dict[str, bytes] = {}
         self._look_again_at = 0.0
@@ -347,11 +349,12 @@ class Capture:
             self.journal.begin(self._epoch, found.identity)
         usable = self._usable(found.schema)
         if not self.unusable and usable - found.complete:
-            lost = self._same_tables(found.schema) & self._tracked - found.complete
+            # Of a table that the program dropped or changed they went with it.
+            lost = {table for _, table in self._standing - found.standing} & self._same_tables(found.schema)
             found = self._install(found)
             self._put_back |= lost & found.complete
             usable = self._usable(found.schema)
-        self._tracked = usable & found.complete
+        self._standing = found.standing
         self._blocked = self._blocked if usable - found.complete else ""
         self._untracked = frozenset() if self.unusable else usable - found.complete
         self._digests = {n: d for n, d in self._digests.items() if n in self._untracked}
@@ -382,6 +385,7 @@ class Capture:
         return _Found(
             schema=schema,
             complete=complete,
+            standing=frozenset((name, table) for name, (table, _) in our_triggers(db).items()),
             identity=identity,
             logged=last_logged(db) if self._logging else 0,
             moved=self._moved(db, schema, complete),
