@@ -9,6 +9,7 @@ from typing import Final
 import click
 
 from ha_proto.agent.v1 import agent_pb2 as pb
+from ha_sync.cli.alarms import unsent
 from ha_sync.cli.output import duration, plain
 from ha_sync.cli.reasons import list_of
 from ha_sync.cli.switch_lines import summary
@@ -27,6 +28,7 @@ def page(current: pb.AgentStatus) -> list[str]:
         *([f"probes   {_probes(current)}"] if current.probes else []),
         *_red(f"fault    {_fault(probe)}" for probe in current.probes if probe.state == "bad"),
         *_red(f"alarm    {plain(alarm)}" for alarm in current.alarms),
+        *_red(f"unsent   {line}" for target in current.alarm_targets if (line := unsent(target))),
         *_modes(current),
         *([] if current.engine_attached else _red(["engine   is not attached to the agent"])),
         *_beats(current),
@@ -43,6 +45,7 @@ def line_of(current: pb.AgentStatus) -> str:
         f"ready={_flag(current.ready)} reasons={','.join(current.reasons) or NOTHING} "
         f"peer_role={current.peer_role or NOTHING} single={_flag(current.single)} paths={paths or NOTHING} "
         f"faults={faults or NOTHING} alarms={len(current.alarms)} "
+        f"unsent={sum(target.waiting for target in current.alarm_targets)} "
         f"maintenance_left_s={current.maintenance_left_s:.0f} held={_flag(current.held)}"
     )
 

@@ -20,6 +20,7 @@ from ha_sync.cli.failures import facts_of, say
 from ha_sync.errors import ConfigFault, HaSyncError
 
 VERBS: Final = {
+    "alarms": "ha_sync.cli.alarms",
     "attach": "ha_sync.cli.attach",
     "check-config": "ha_sync.cli.check_config",
     "demo": "ha_sync.cli.demo",

@@ -72,6 +72,8 @@ class FakeAgent(Scripted, agent_pb2_grpc.AgentServiceServicer):
     SetMaintenance = unary("SetMaintenance")
     ReleaseHold = unary("ReleaseHold")
     DeclareSingle = unary("DeclareSingle")
+    ListAlarms = unary("ListAlarms")
+    TestAlarm = unary("TestAlarm")
     ListSwitches = streaming("ListSwitches")
     ListEvents = streaming("ListEvents")
 

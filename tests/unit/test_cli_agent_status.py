@@ -203,7 +203,7 @@ def test_watch_shows_both_and_goes_on_when_one_goes_away(agent: FakeAgent, engin
     assert words == ["agent", "active", "active", "agent", "active", "active", "agent", "agent"]
     assert (
         "agent role=active phase=active epoch=8 holds=true ready=true reasons=behind peer_role=standby single=false "
-        "paths=lan:both,cable:lost faults=fxo:3 alarms=1 maintenance_left_s=0 held=false"
+        "paths=lan:both,cable:lost faults=fxo:3 alarms=1 unsent=0 maintenance_left_s=0 held=false"
     ) in out
     # Said once for two looks, and once more at the end with the agent's absence.
     assert err.count("cannot reach the engine") == 2
