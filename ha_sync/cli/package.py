@@ -73,8 +73,16 @@ def export(
 @dataset_option
 @foreign_option
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@click.pass_context
 def verify(
-    *, config: str, socket: str | None, as_json: bool, datasets: tuple[str, ...], foreign: bool, file: str
+    ctx: click.Context,
+    *,
+    config: str,
+    socket: str | None,
+    as_json: bool,
+    datasets: tuple[str, ...],
+    foreign: bool,
+    file: str,
 ) -> None:
     """Read all of FILE, check every hash, and say whether it fits this node.
 
@@ -86,9 +94,9 @@ def verify(
         told = _followed(stub.VerifyPackage(request), bar).package
     if as_json:
         print_json(message_to_dict(told))
-    else:
-        for line in told_lines(told, file):
-            click.echo(line)
+        ctx.exit(Refused.exit_code if told.refusals else 0)
+    for line in told_lines(told, file):
+        click.echo(line)
     if told.refusals:
         raise Refused("it would not be restored here", reason="; ".join(map(plain, told.refusals)))
 

@@ -7,8 +7,10 @@ at last ``result`` or ``error``. The process is nicer than the engine, so that c
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 from dataclasses import asdict
@@ -27,6 +29,7 @@ from ha_sync.errors import HaSyncError, OperatorNeeded, Refused
 
 TELL_EVERY_S: Final = 0.2
 NICE: Final = 10
+_PR_SET_PDEATHSIG: Final = 1
 
 
 class Teller:
@@ -57,6 +60,7 @@ def main() -> int:
     try:
         os.nice(NICE)
         task = json.loads(sys.stdin.read())
+        _die_with_parent(task["parent"])
         result = TASKS[task["do"]](task, teller)
     except HaSyncError as error:
         teller.tell(error=asdict_of(error))
@@ -68,6 +72,12 @@ def main() -> int:
         return OperatorNeeded.exit_code
     teller.tell(result=result)
     return 0
+
+
+def _die_with_parent(parent: int) -> None:
+    """An engine that starts again tidies up what its dead one left: nobody may still be writing there."""
+    if ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0 or os.getppid() != parent:
+        raise SystemExit(1)
 
 
 def export(task: dict[str, Any], teller: Teller) -> dict[str, Any]:

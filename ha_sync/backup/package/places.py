@@ -6,10 +6,11 @@ Nobody captures, ships or lists names that begin with ``.ha-``. Paths are bytes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -62,6 +63,14 @@ def place_of(plan: DatasetPlan) -> Place:
     folder, name = os.path.split(path)
     hidden = os.path.join(folder, HIDDEN + b"." + name)
     return Place(tree=False, path=path, hidden=hidden, new=hidden + b".new", old=hidden + b".old")
+
+
+@contextlib.contextmanager
+def times_kept(folder: bytes) -> Iterator[None]:
+    """What is done in the folder leaves no trace in its times."""
+    before = os.stat(folder)
+    yield
+    os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def remove_tree(path: bytes) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ha_sync.backup.package.format import Entry, EntryType
-from ha_sync.backup.package.places import Place, place_of
+from ha_sync.backup.package.places import Place, place_of, times_kept
 from ha_sync.backup.package.plan import DatasetPlan
 from ha_sync.backup.package.reader import Package
 from ha_sync.database.soundness import damage_of_file
@@ -139,7 +139,8 @@ class _Tree:
         self.rules: Rules = plan.rules
         place = place_of(plan)
         os.makedirs(place.path, exist_ok=True)
-        os.mkdir(place.hidden, 0o700)
+        with times_kept(place.path):
+            os.mkdir(place.hidden, 0o700)
         os.mkdir(place.new, 0o700)
         os.mkdir(place.old, 0o700)
         self._root = Root(os.fsdecode(place.new))

@@ -19,12 +19,12 @@ import fnmatch
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
 from ha_sync.backup.package.format import bytes_of, text_of
-from ha_sync.backup.package.places import COMPANIONS, HIDDEN, Place, place_of, remove_tree
+from ha_sync.backup.package.places import COMPANIONS, HIDDEN, Place, place_of, remove_tree, times_kept
 from ha_sync.backup.package.plan import DatasetPlan
 from ha_sync.database.durable import sync_folder, write_durably
 from ha_sync.database.keeping import drop, put_back, take_out
@@ -42,7 +42,7 @@ Move = tuple[bytes, bytes]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RootMetadata:
-    """Of a tree's root, before the restore: staging and swapping touch its times."""
+    """Of a tree's root, before its content is exchanged."""
 
     path: bytes
     metadata: Metadata
@@ -77,15 +77,8 @@ class Swap:
         for place in places:
             place.existing_folder()
         roots = [place.path for place in places if place.tree]
-        there = [root for root in roots if os.path.isdir(root)]
-        self._note(
-            Intent(
-                phase=STAGING,
-                places=places,
-                made=tuple(root for root in roots if root not in there),
-                roots=tuple(RootMetadata(path=root, metadata=_metadata(root)) for root in there),
-            )
-        )
+        made = tuple(root for root in roots if not os.path.isdir(root))
+        self._note(Intent(phase=STAGING, places=places, made=made))
         assert self._intent is not None
         _clear(self._intent)
 
@@ -102,14 +95,18 @@ class Swap:
         """The staged content takes the place of the present one. Raises Refused, OSError; then call ``give_up``."""
         assert self._intent is not None
         moves: list[Move] = []
+        roots: list[RootMetadata] = []
         for plan in self._plans:
             place = place_of(plan)
             if place.tree:
+                roots.append(RootMetadata(path=place.path, metadata=_metadata(place.path)))
                 moves += _tree_moves(plan, place)
             else:
                 _keep_rows(plan, place, f"{self._path}.own")
                 moves += _database_moves(place)
-        self._note(replace(self._intent, phase=SWAPPING, moves=tuple(moves), forget=forget, mark=mark))
+        self._note(
+            replace(self._intent, phase=SWAPPING, roots=tuple(roots), moves=tuple(moves), forget=forget, mark=mark)
+        )
         for source, target in moves:
             _move(source, target)
         for plan in self._plans:
@@ -207,7 +204,7 @@ def _clear(intent: Intent) -> None:
     for place in intent.places:
         folder = place.path if place.tree else os.path.dirname(place.path)
         if os.path.isdir(folder):
-            with _times_kept(folder):
+            with times_kept(folder):
                 place.clear()
             sync_folder(os.fsdecode(folder))
 
@@ -291,7 +288,7 @@ def _make_way(place: Place, path: bytes) -> None:
         try:
             mode = os.lstat(wanted).st_mode
         except FileNotFoundError:
-            with _times_kept(os.path.dirname(wanted)):
+            with times_kept(os.path.dirname(wanted)):
                 os.mkdir(wanted, 0o700)
                 _apply(wanted, _metadata(os.path.join(place.path, parent)))
             continue
@@ -365,15 +362,8 @@ def _require_no_mount(root: bytes, own: list[bytes]) -> None:
 
 def _move(source: bytes, target: bytes) -> None:
     """A change of name, without a trace in the times of the folders."""
-    with _times_kept(os.path.dirname(source)), _times_kept(os.path.dirname(target)):
+    with times_kept(os.path.dirname(source)), times_kept(os.path.dirname(target)):
         os.rename(source, target)
-
-
-@contextlib.contextmanager
-def _times_kept(folder: bytes) -> Iterator[None]:
-    before = os.stat(folder)
-    yield
-    os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def _exists(path: bytes) -> bool:

@@ -59,7 +59,7 @@ class Work:
         self._listening = asyncio.create_task(self._listen())
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._process.stdin.write(json.dumps(self._task).encode())
+            self._process.stdin.write(json.dumps({**self._task, "parent": os.getpid()}).encode())
             await self._process.stdin.drain()
         self._process.stdin.close()
         return self
