@@ -326,3 +326,14 @@ def test_the_archive_is_readable_without_us(diverged):
         paths = {os.fsdecode(path) for (path,) in index.execute("SELECT path FROM object WHERE kept")}
     index.close()
     assert f"{INBOX.removeprefix('voicemail/')}/msg0001.wav" in paths
+
+
+@pytest.mark.req("R33")
+def test_the_commands_tell_a_person_what_is_to_be_done(diverged):
+    listed = diverged.a.command("divergence", "list").stdout
+    assert "ha-sync divergence merge 1" in listed
+    assert "yours: ha-sync divergence show 1 --dataset config" in listed
+    shown = diverged.a.command("divergence", "show", "1", "--dataset", "config").stdout
+    assert "number='100'" in shown
+    assert "'Anna'" in shown
+    assert "nothing" in diverged.b.command("divergence", "list").stdout
