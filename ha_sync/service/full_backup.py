@@ -103,6 +103,10 @@ class _Host:
         missing = await self._node.wait_replicated((name,), timeout_s=BARRIER_S)
         if missing:
             raise Retryable("cannot compare", subject=name, reason="; ".join(missing))
+        _, source, _ = self._node.ends(name)
+        if source is None or source.report().acknowledged is None:
+            # A journal that never moved has nothing to wait for, and yet its first full sync may be going on.
+            raise Retryable("cannot compare", subject=name, reason="its first full sync is not over")
 
 
 class FullBackups:
