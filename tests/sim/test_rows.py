@@ -186,6 +186,20 @@ def test_a_second_epoch_is_not_reserved_while_one_is_being_stored() -> None:
     assert row(hears(s, beat(phase=Phase.LEFT, promised=Epoch(8)))) is None
 
 
+@pytest.mark.req("R24")
+def test_an_active_whose_engine_promised_a_higher_epoch_raises_its_own_and_orders_nothing_of_the_services() -> None:
+    """A restore promises one, durably, before it is committed: what was restored never bears the epoch of before."""
+    s, told = after(node(Phase.ACTIVE, book=SERVING), ev.EngineReported, engine=replace(ENGINE, promised=Epoch(6)))
+    assert (row((s, told)), s.book.promised) == (None, 6)
+    s, raising = after(s, ev.Tick)
+    assert (row((s, raising)), s.book.served) == ("raise", 7)
+    s, raised = after(s, ev.BookStored, book=s.book)
+    assert (row((s, raised)), s.epoch) == ("raised", 7)
+    assert act.DirectEngine(role=act.EngineRole.ACTIVE, epoch=Epoch(7)) in raised
+    for done in (told, raising, raised):
+        assert not [one for one in done if isinstance(one, (act.StartServices, act.StopServices, act.Quiesce))]
+
+
 def test_single_is_not_declared_while_an_epoch_is_being_stored() -> None:
     s = node(Phase.ACTIVE, book=SERVING, heard_at=NOW - 4.0)
     assert row(after(s, ev.SingleDeclared)) == "single-declared"
