@@ -124,7 +124,6 @@ class Node:
         self._booted = {item.name for item in settings.datasets}  # not connected as Standby yet
         self._endpoints = {item.name: _Endpoint(settings=item) for item in settings.datasets}
         self.keeper = Keeper.of(settings, report=report)
-        self.promoted: Callable[[], Awaitable[None]] | None = None  # before the PBX starts; bounded by itself
         self._changing = asyncio.Lock()
         self._acknowledged = asyncio.Condition()
         self._executor = ThreadPoolExecutor(CODEC_THREADS, thread_name_prefix="codec")
@@ -164,6 +163,7 @@ class Node:
             if (role, epoch) == (self.role, self.epoch):
                 return ()
             admit(self._state.stored, role=role, epoch=epoch)
+            await self.keeper.leaving()
             was = self.role or self._state.stored.role
             await asyncio.to_thread(self._state.reserve if role is Role.ACTIVE else self._state.promise, epoch)
             self._turning = True
@@ -181,8 +181,7 @@ class Node:
             if role is Role.ACTIVE:
                 self._booted.clear()
                 await self._captures_begun()
-                if self.promoted is not None:
-                    await self.promoted()
+                await self.keeper.promoted()
             self._report("info", "role taken", {"role": role.value, "epoch": epoch, "finished": len(finished)})
             return finished
 

@@ -14,7 +14,7 @@ import os
 import sqlite3
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 import apsw
@@ -61,6 +61,9 @@ class Keeper:
         self._claims: dict[str, int] = {}  # bytes of what is being built
         self._turns: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # by dataset
         self._given_up: set[str] = set()  # datasets whose saving must end
+
+        self.leaving: Callable[[], Awaitable[None]] = _nothing  # the role is about to change
+        self.promoted: Callable[[], Awaitable[None]] = _nothing  # before the PBX starts; bounded by itself
 
     @classmethod
     def of(cls, settings: Settings, *, report: Report) -> Keeper:
@@ -261,6 +264,10 @@ class Keeper:
                 {"dataset": about.dataset, "id": about.id, "objects": about.left_out_count, "which": named},
             )
         return archive
+
+
+async def _nothing() -> None:
+    """Until somebody merges."""
 
 
 def _not_now(settings: DatasetSettings, error: Exception) -> Retryable:

@@ -1,7 +1,8 @@
 """Merges one archive into this node's dataset, wherever the archive lies: the Active's part, of every kind.
 
 ``Source`` gives the archive: its index as a file that may be written to, and contents on demand. One merge a dataset at
-a time. Runs in the event loop; what blocks is done in a thread or in a process of its own.
+a time; none while this node leaves its role: what is cut off then is made again. Runs in the event loop; what blocks is
+done in a thread or in a process of its own. Seconds are monotonic.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Protocol
@@ -27,6 +29,9 @@ from ha_sync.errors import HaSyncError, Refused, WrongState
 BATCH_BYTES = 16 * 1024 * 1024
 BATCH_UNITS = 64
 """So much content is asked for at once."""
+
+HOLD_S = 30.0
+"""After this node began to leave its role it takes no merge for so long, or until it has a role again."""
 
 
 class Source(Protocol):
@@ -66,6 +71,8 @@ class Merging:
         self._note = os.path.join(folder, "mailbox-lock.json")
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._mailbox = asyncio.Lock()  # of all trees: there is one note of a lock
+        self._going: set[asyncio.Task[Outcome]] = set()
+        self._held_until = float("-inf")
 
     def recover(self) -> str:
         """Blocking, at the start of the engine: a mailbox that a merge had locked is free again; its folder."""
@@ -81,8 +88,36 @@ class Merging:
         if isinstance(settings, SqliteSettings):
             await asyncio.to_thread(require_harmless, settings, force=force)
 
+    async def leave(self) -> None:
+        """The role of this node changes: nothing of a merge writes any more when this returns."""
+        self._held_until = time.monotonic() + HOLD_S
+        for task in self._going:
+            task.cancel()
+        if self._going:
+            await asyncio.wait(self._going)
+
+    def arrive(self) -> None:
+        """This node has a role again."""
+        self._held_until = float("-inf")
+
     async def merge(self, settings: DatasetSettings, source: Source, *, force: bool) -> Outcome:
         """Returns when all that was inserted is durable. Raises WrongState where it is put off."""
+        if time.monotonic() < self._held_until:
+            raise _leaving(settings)
+        task = asyncio.create_task(self._merged(settings, source, force=force), name=f"merge {settings.name}")
+        self._going.add(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise _leaving(settings) from None
+            task.cancel()
+            await asyncio.wait([task])
+            raise
+        finally:
+            self._going.discard(task)
+
+    async def _merged(self, settings: DatasetSettings, source: Source, *, force: bool) -> Outcome:
         async with self._locks[settings.name]:
             await self.require(settings, force=force)
             folder = os.path.join(self._folder, f"{STAGING}merge-{settings.name}")
@@ -123,6 +158,10 @@ class Merging:
             except asyncio.CancelledError:
                 await placing  # a mailbox must not stay locked
                 raise
+
+
+def _leaving(settings: DatasetSettings) -> WrongState:
+    return WrongState("puts off merging into", subject=settings.name, reason="the role of this node changes")
 
 
 def _next_batch(units: Iterator[Unit]) -> list[Unit]:

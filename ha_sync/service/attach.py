@@ -204,6 +204,7 @@ class AgentLink:
             # An engine that was just started is not Active yet, and its captures open one after the other.
             async with asyncio.timeout_at(deadline):
                 await self._role_settled.wait()
+            await self._node.keeper.leaving()
             while True:
                 try:
                     left_s = max(0.0, deadline - loop.time())

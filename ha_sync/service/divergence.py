@@ -61,7 +61,8 @@ class Divergences:
         self.merging = Merging(self._archives.folder)
         caller = MergeCaller(node, link, membership=membership)
         around = Around(role=lambda: node.role, send=caller.send, peer=lambda: link.address)
-        node.promoted = self._promoted
+        node.keeper.promoted = self._promoted
+        node.keeper.leaving = self.merging.leave
         self.merger = Merger(
             node.settings, self._archives, self.merging, around=around, runs=runs, report=report
         )  # fmt: skip
@@ -75,6 +76,7 @@ class Divergences:
         await self.merger.run()
 
     async def _promoted(self) -> None:
+        self.merging.arrive()
         await self.merger.promoted()
 
     def _behind(self, name: DatasetName) -> str:

@@ -44,6 +44,11 @@ class FakeNode:
         self.replicated = asyncio.Event()
         self.replicated.set()
         self.asked = asyncio.Event()  # somebody waits for the replication
+        self.keeper = SimpleNamespace(leaving=self._leaving)
+        self.left = 0  # so often merges were ended
+
+    async def _leaving(self) -> None:
+        self.left += 1
 
     async def set_role(self, role: Role, epoch: int) -> tuple[Any, ...]:
         if self.fails:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from ha_proto.sync.v1 import merge_pb2 as pb
-from ha_sync.config import Merge
+from ha_sync.config import Merge, SqliteSettings, TreeSettings
 from ha_sync.config.parse import settings_of
+from ha_sync.core.dataset import DatasetName, Priority
+from ha_sync.divergence.apart import run_apart
+from ha_sync.divergence.child import settings_out
+from ha_sync.divergence.merging import Merging
+from ha_sync.divergence.saving_rows import take_everything
 from ha_sync.divergence.tree_index import Action, Object
-from ha_sync.errors import ConfigFault, PeerUnreachable, ProtocolFault, Refused
+from ha_sync.errors import ConfigFault, PeerUnreachable, ProtocolFault, Refused, WrongState
 from ha_sync.service.merging import PIECE_MAX, _Remote
 
 
@@ -112,3 +120,82 @@ def test_the_settings_of_divergence() -> None:
 def test_a_fault_in_them_is_named(values: dict[str, object], named: str) -> None:
     with pytest.raises(ConfigFault, match=named):
         settings_of({"divergence": values}, source="x")
+
+
+# ---- a change of role
+
+
+class Stuck:
+    """An archive whose index never comes."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+
+    async def index(self, folder: str) -> str:
+        self.asked.set()
+        await asyncio.Event().wait()
+        return folder
+
+    async def contents(self, items: tuple[Object, ...], folder: str) -> dict[int, str]:
+        raise AssertionError((items, folder))
+
+
+@pytest.mark.req("R25", "R13")
+async def test_a_node_that_leaves_its_role_merges_nothing_any_more(tmp_path: Path) -> None:
+    settings = TreeSettings(name=DatasetName("t"), path=str(tmp_path), priority=Priority.RECORDINGS)
+    merging, source = Merging(str(tmp_path / "divergence")), Stuck()
+    going = asyncio.ensure_future(merging.merge(settings, source, force=False))
+    await source.asked.wait()
+    await merging.leave()
+    with pytest.raises(WrongState, match="role"):
+        await going
+    with pytest.raises(WrongState, match="role"):
+        await merging.merge(settings, source, force=False)
+    merging.arrive()
+    source.asked.clear()
+    again = asyncio.ensure_future(merging.merge(settings, source, force=False))
+    await source.asked.wait()
+    again.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await again
+    assert os.listdir(tmp_path / "divergence") == []
+
+
+@pytest.mark.req("R25")
+async def test_the_process_of_a_merge_ends_with_its_task(tmp_path: Path) -> None:
+    """It waits for a lock that nobody gives back; its task is cancelled; it is gone when that returns."""
+    old, new = tmp_path / "old.db", tmp_path / "new.db"
+    for path in (old, new):
+        with sqlite3.connect(path) as connection:
+            connection.execute("CREATE TABLE cdr (id INTEGER PRIMARY KEY, u)")
+            connection.execute("INSERT INTO cdr (u) VALUES (?)", (path.name,))
+        connection.close()
+    settings = SqliteSettings(
+        name=DatasetName("cdr"), path=str(new), priority=Priority.CDR, writer_busy_timeout_ms=600_000
+    )
+    take_everything(settings, str(old), target=f"{tmp_path}/image", room=1 << 30)
+    locker = sqlite3.connect(new, isolation_level=None)
+    locker.execute("BEGIN IMMEDIATE")
+    order = {"job": "merge", "settings": settings_out(settings), "image": f"{tmp_path}/image", "force": False}
+    task = asyncio.ensure_future(run_apart(order))
+    while not children():
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not children()
+    locker.execute("ROLLBACK")
+    assert locker.execute("SELECT u FROM cdr").fetchall() == [("new.db",)]
+    locker.close()
+
+
+def children() -> list[int]:
+    """Processes of this one that merge."""
+    with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
+        pids = [int(text) for text in file.read().split()]
+    found = []
+    for pid in pids:
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
+            if b"ha_sync.divergence.child" in file.read():
+                found.append(pid)
+    return found
