@@ -9,7 +9,7 @@
   trees follow one another at the default rate.
 - Memory: the peaks of two engines that were started anew and make a full backup of 1,000,000 small files.
 
-With --quick: a tenth of the files and rows, 20,000 small files for the memory, one round.
+With --quick: a tenth of the files and rows, 10,000 small files for the memory, one round.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from ha_sync.sample.pair import LocalNode, LocalPair, Place
 ROW_RATE = 100.0
 LATE_S = 30.0
 MANY = 1_000_000
-MANY_QUICK = 20_000
+MANY_QUICK = 10_000
 ROWS = 1_000_000
 CDR = """
 CREATE TABLE cdr (
@@ -219,8 +219,8 @@ def change_a_row(path: str, key: int) -> None:
 
 def lag_beside(run: Run) -> None:
     """The p99 of rows, idle and during full backups."""
-    seconds = 6.0 if run.quick else 30.0
-    files = 2_000 if run.quick else 20_000
+    seconds = 4.0 if run.quick else 30.0
+    files = 1_000 if run.quick else 20_000
 
     def toml(place: Place) -> str:
         rows = {"name": "rows", "kind": "sqlite", "path": "rows.db", "priority": "cdr", "capture": "rows"}
