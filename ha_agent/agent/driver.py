@@ -245,9 +245,11 @@ class Agent:
             return
         if any(isinstance(one, Overflow) or isinstance(one.what, LinkFacts) for one in changes):
             self._see_link()
-        # An address that comes, as each renewal is told to be one, takes none away.
         if any(isinstance(one, Overflow) or (one.gone and isinstance(one.what, AddressFacts)) for one in changes):
             self._deeds.look_whether_held()
+        elif any(isinstance(one.what, AddressFacts) for one in changes if not isinstance(one, Overflow)):
+            # Each of our renewals is told to be an address that comes; one that somebody else adds must be seen.
+            self._deeds.look_whether_held(unless_seen_since=self.state.now - LOOK_EVERY_S)
 
     def engine_reported(self, report: pb.EngineReport) -> None:
         """The engine says how its data is."""
