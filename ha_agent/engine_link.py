@@ -64,6 +64,7 @@ class EngineLink:
         self._reported_at = float("-inf")
         self._role: pb.RoleDirective | None = None
         self._paths: tuple[pb.PeerPath, ...] = ()
+        self._shared_version = ""
         self._quiescing: _Quiescing | None = None
         self._told = {"model": model, "firmware": firmware}
         self._restoring = False
@@ -78,7 +79,14 @@ class EngineLink:
 
     def direct(self, role: str, epoch: int, *, active_at: str) -> None:
         """The role to take; repeated to an engine that attaches later."""
-        self._role = pb.RoleDirective(role=role, epoch=epoch, active_at=active_at, paths=self._paths, **self._told)
+        self._role = pb.RoleDirective(
+            role=role,
+            epoch=epoch,
+            active_at=active_at,
+            paths=self._paths,
+            shared_version=self._shared_version,
+            **self._told,
+        )
         self._send(pb.Directive(role=self._role))
 
     def tell_paths(self, paths: tuple[pb.PeerPath, ...]) -> None:
@@ -91,6 +99,18 @@ class EngineLink:
             role.CopyFrom(self._role)  # a copy: the older one may still wait to be sent
             role.ClearField("paths")
             role.paths.extend(paths)
+            self._role = role
+            self._send(pb.Directive(role=role))
+
+    def tell_shared(self, version: str) -> None:
+        """Which of the pair's settings this node has. Where that has changed, the role is said again with it."""
+        if version == self._shared_version:
+            return
+        self._shared_version = version
+        if self._role is not None:
+            role = pb.RoleDirective()
+            role.CopyFrom(self._role)
+            role.shared_version = version
             self._role = role
             self._send(pb.Directive(role=role))
 

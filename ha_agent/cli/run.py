@@ -38,20 +38,20 @@ def run(*, config: str, log_level: str) -> None:
     settings = load(config)
     log_to_stderr(log_level)
     try:
-        asyncio.run(_run(settings))
+        asyncio.run(_run(settings, os.path.abspath(config)))
     except BaseExceptionGroup as group:
         # The first error that names a remedy is what the operator needs; the others followed from it.
         raise next(_known(group), group) from group
 
 
-async def _run(settings: Settings) -> None:
+async def _run(settings: Settings, path: str) -> None:
     loop = asyncio.get_running_loop()
     stopping = Stopping(asked=asyncio.Event())
     for stop in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(stop, _stop, stopping)
     ready = loop.create_task(_announce_ready(settings.node.socket_path))
     try:
-        await run_agent(settings, stopping, on_tick=_alive())
+        await run_agent(settings, stopping, path=path, on_tick=_alive())
     finally:
         ready.cancel()
 

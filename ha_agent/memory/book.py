@@ -72,21 +72,7 @@ class BookStore:
             ) from broken
 
     def _write(self, memory: Memory) -> None:
-        directory = os.path.dirname(self._path)
-        os.makedirs(directory, mode=0o700, exist_ok=True)
-        draft = f"{self._path}.new"
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            _write_all(descriptor, _text_of(memory))
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.rename(draft, self._path)
-        folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        write_whole(self._path, _text_of(memory))
         self._memory = memory
 
 
@@ -97,6 +83,25 @@ def kernel_boot_id(proc_dir: str) -> str:
             return file.read(64).strip()
     except OSError:
         return ""
+
+
+def write_whole(path: str, content: bytes) -> None:
+    """Replaces a file that only this user may read; durable when it returns. OSError: the old one stands."""
+    directory = os.path.dirname(path)
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    draft = f"{path}.new"
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        _write_all(descriptor, content)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.rename(draft, path)
+    folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _write_all(descriptor: int, content: bytes) -> None:

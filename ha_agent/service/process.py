@@ -26,8 +26,9 @@ from ha_agent.errors import OperatorNeeded
 from ha_agent.logs import FILE_NAME, AgentLogs, open_logs
 from ha_agent.memory import await_membership
 from ha_agent.service.servicer import AgentServicer
+from ha_agent.service.settings import SettingsServicer
 from ha_agent.settings import Settings
-from ha_proto.agent.v1 import agent_pb2, agent_pb2_grpc
+from ha_proto.agent.v1 import agent_pb2, agent_pb2_grpc, settings_pb2, settings_pb2_grpc
 
 SOCKET_MODE = 0o660
 STOP_GRACE_S = 1.0
@@ -53,22 +54,29 @@ class Stopping:
         self.on_ask()
 
 
-async def run(settings: Settings, stopping: Stopping, *, on_tick: Callable[[], None]) -> None:
-    """Runs until stopped. ``on_tick`` is called while the agent's loop turns.
+async def run(settings: Settings, stopping: Stopping, *, path: str, on_tick: Callable[[], None]) -> None:
+    """Runs until stopped. ``path``: where the settings came from. ``on_tick`` is called while the agent's loop turns.
 
     Raises ConfigFault or OperatorNeeded where it cannot start.
     """
     with _only_one(settings.node.state_dir):
         logs = open_logs(os.path.join(settings.node.state_dir, "logs", FILE_NAME))
         try:
-            async with opened(settings, logs.events) as desk, _served(settings, logs, desk) as servicer:
-                await _run(settings, logs, servicer, stopping, on_tick)
+            keeper = SettingsServicer(settings, path, logs.events.append)
+            async with opened(settings, logs.events) as desk, _served(settings, logs, desk, keeper) as servicer:
+                await _run(settings, logs, servicer, stopping, keeper=keeper, on_tick=on_tick)
         finally:
             await asyncio.to_thread(logs.close)
 
 
 async def _run(
-    settings: Settings, logs: AgentLogs, servicer: AgentServicer, stopping: Stopping, on_tick: Callable[[], None]
+    settings: Settings,
+    logs: AgentLogs,
+    servicer: AgentServicer,
+    stopping: Stopping,
+    *,
+    keeper: SettingsServicer,
+    on_tick: Callable[[], None],
 ) -> None:
     if settings.pair is None:
         logs.events.append("info", "HA is off: the agent idles", {})
@@ -82,7 +90,12 @@ async def _run(
     servicer.entered(agent)
     if stopping.asked.is_set():
         agent.stop()
-    await agent.run()
+    following = asyncio.create_task(keeper.follow(agent))
+    try:
+        await agent.run()
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
 
 
 async def _idle(work: Coroutine[Any, Any, _Result], stopping: Stopping, on_tick: Callable[[], None]) -> _Result | None:
@@ -98,18 +111,24 @@ async def _idle(work: Coroutine[Any, Any, _Result], stopping: Stopping, on_tick:
 
 
 @contextlib.asynccontextmanager
-async def _served(settings: Settings, logs: AgentLogs, desk: Desk) -> AsyncIterator[AgentServicer]:
+async def _served(
+    settings: Settings, logs: AgentLogs, desk: Desk, keeper: SettingsServicer
+) -> AsyncIterator[AgentServicer]:
     path = settings.node.socket_path
     _clear_stale_socket(path)
     server = grpc.aio.server(options=SERVER_OPTIONS)
     servicer = AgentServicer(settings, logs, desk)
     agent_pb2_grpc.add_AgentServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
-    name = agent_pb2.DESCRIPTOR.services_by_name["AgentService"].full_name
+    settings_pb2_grpc.add_SettingsServiceServicer_to_server(keeper, server)  # type: ignore[no-untyped-call]
+    names = [
+        agent_pb2.DESCRIPTOR.services_by_name["AgentService"].full_name,
+        settings_pb2.DESCRIPTOR.services_by_name["SettingsService"].full_name,
+    ]
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    for served in ("", name):
+    for served in ("", *names):
         await health.set(served, health_pb2.HealthCheckResponse.SERVING)
-    known = (name, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+    known = (*names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(known, server)
     try:
         server.add_insecure_port(f"unix:{path}")

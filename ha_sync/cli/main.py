@@ -35,6 +35,7 @@ VERBS: Final = {
     "resume": "ha_sync.cli.resume",
     "role": "ha_sync.cli.role",
     "serve": "ha_sync.cli.serve",
+    "settings": "ha_sync.cli.settings",
     "single": "ha_sync.cli.single",
     "status": "ha_sync.cli.status",
     "switch": "ha_sync.cli.switch",

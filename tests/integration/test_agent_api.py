@@ -33,7 +33,7 @@ SERVICE = "ha_proto.agent.v1.AgentService"
 async def serving(settings: Settings, on_tick: Callable[[], None] = lambda: None) -> AsyncIterator[Client]:
     """An agent in this process, from its start to its clean end."""
     stopping = Stopping(asked=asyncio.Event())
-    agent = asyncio.create_task(run(settings, stopping, on_tick=on_tick))
+    agent = asyncio.create_task(run(settings, stopping, path="ha.toml", on_tick=on_tick))
     try:
         async with Client(settings.node.socket_path) as client:
             await client.stub.GetStatus(pb.GetStatusRequest(), wait_for_ready=True, timeout=20)
@@ -204,14 +204,14 @@ async def test_a_second_agent_on_one_state_directory_is_refused(run_dir: Path) -
     settings = lone_settings(run_dir)
     async with serving(settings):
         with pytest.raises(OperatorNeeded, match="another agent"):
-            await run(settings, Stopping(asked=asyncio.Event()), on_tick=lambda: None)
+            await run(settings, Stopping(asked=asyncio.Event()), path="ha.toml", on_tick=lambda: None)
 
 
 async def test_a_damaged_book_is_a_matter_for_a_person(run_dir: Path) -> None:
     settings = lone_settings(run_dir)
     _damage(settings)
     with pytest.raises(OperatorNeeded, match="epochs of this node"):
-        await run(settings, Stopping(asked=asyncio.Event()), on_tick=lambda: None)
+        await run(settings, Stopping(asked=asyncio.Event()), path="ha.toml", on_tick=lambda: None)
 
 
 async def test_a_clean_end_is_remembered(run_dir: Path) -> None:
