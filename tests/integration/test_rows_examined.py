@@ -7,7 +7,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import apsw
@@ -19,7 +19,15 @@ from ha_sync.database.keys import Value
 from ha_sync.database.rowhash import Span
 from ha_sync.database.spans import resent
 from ha_sync.errors import Retryable
-from tests.support.rows_examined import Examination, behind_our_back, flip_bit, index_page, table_page, tear_page
+from tests.support.rows_examined import (
+    Examination,
+    behind_our_back,
+    emptied_log,
+    flip_bit,
+    index_page,
+    table_page,
+    tear_page,
+)
 from tests.support.rows_pipe import RowsPair, content, rows_pair, write
 from tests.support.rows_witness import equal, eventually
 
@@ -271,6 +279,65 @@ async def test_a_bit_of_an_index_flipped_on_the_standby_makes_its_file_anew(tmp_
             assert run.findings == []
 
 
+async def test_a_bit_of_an_index_flipped_on_the_active_is_told(tmp_path: Path) -> None:
+    write(tmp_path / "active.db", WAL + SCHEMA)
+    async with rows_pair(tmp_path) as pair:
+        await equal(pair)
+        flip_bit(pair.active, b"source-700", index_page)
+        with Examination(pair) as examination:
+            _, run = await examination.run()
+            assert run.told() == {(str(pair.active), Fault.DAMAGED, Side.ACTIVE, False)}
+            write(pair.active, "REINDEX")
+            _, run = await examination.run()
+            assert run.findings == []
+
+
+async def test_files_that_did_not_change_since_they_were_proved_equal_are_not_compared_again(tmp_path: Path) -> None:
+    write(tmp_path / "active.db", WAL + SCHEMA)
+    async with rows_pair(tmp_path) as pair:
+        await equal(pair)
+        with Examination(pair) as examination:
+            first, _ = await examination.run()
+            examination.peer.questions = 0
+            again, run = await examination.run()
+            assert (again.objects, run.findings, examination.peer.questions) == (first.objects, [], 2)
+            write(pair.active, "INSERT INTO peer VALUES('102', 'z')")
+            await pair.settle()
+            await examination.run()
+            assert examination.peer.questions > 4
+
+
+@pytest.mark.parametrize("side", ["active", "standby"])
+@pytest.mark.parametrize("kind", [table_page, index_page])
+async def test_a_flipped_bit_is_found_although_both_were_proved_equal(
+    tmp_path: Path, side: str, kind: Callable[[bytes], bool]
+) -> None:
+    write(tmp_path / "active.db", WAL + SCHEMA)
+    async with rows_pair(tmp_path) as pair:
+        await equal(pair)
+        with Examination(pair) as examination:
+            await asyncio.to_thread(emptied_log, pair.active)
+            await asyncio.to_thread(emptied_log, pair.standby)
+            await examination.run()
+            flip_bit(pair.active if side == "active" else pair.standby, b"source-700", kind)
+            _, run = await examination.run()
+        assert len(run.findings) >= 1
+        assert {f.fault for f in run.findings} <= {Fault.CONTENT, Fault.DAMAGED}
+
+
+async def test_a_program_that_writes_too_much_is_not_held_up_by_the_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ha_sync.backup.rows.reading.LOG_GROWTH_MAX", -1)
+    write(tmp_path / "active.db", WAL + SCHEMA)
+    async with rows_pair(tmp_path) as pair:
+        await equal(pair)
+        with Examination(pair) as examination:
+            examined, run = await examination.run()
+        assert run.told() == {(str(pair.active), Fault.UNVERIFIED, Side.ACTIVE, False)}
+        assert examined.objects == ROWS
+
+
 async def test_a_torn_page_on_the_standby_keeps_what_is_node_local(tmp_path: Path) -> None:
     write(
         tmp_path / "active.db", WAL + SCHEMA + "CREATE TABLE net(k PRIMARY KEY, v); INSERT INTO net VALUES('ip', 'a')"
@@ -304,8 +371,11 @@ async def test_a_torn_page_on_the_active_is_told_and_not_copied(tmp_path: Path) 
         tear_page(pair.active, b"needle-700;")
         with Examination(pair) as examination:
             examined, run = await examination.run()
-        assert run.told() == {("table cdr", Fault.DAMAGED, Side.ACTIVE, False)}
-        assert (examined.differing, examined.repaired) == (1, 0)
+        assert run.told() == {
+            (str(pair.active), Fault.DAMAGED, Side.ACTIVE, False),
+            ("table cdr", Fault.DAMAGED, Side.ACTIVE, False),
+        }
+        assert (examined.differing, examined.repaired) == (2, 0)
         assert content(pair.standby)["rows"]["cdr"] == before
 
 

@@ -57,6 +57,7 @@ class Direct:
     def __init__(self, pair: RowsDirect) -> None:
         self.pair = pair
         self.scratch = str(pair.directory / "scratch")
+        self.proof = str(pair.directory / "proof")
         self.settings = pair.settings
 
     async def put_back(self) -> tuple[str, ...]:

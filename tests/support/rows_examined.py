@@ -152,16 +152,22 @@ def tear_page(path: Path, needle: bytes) -> None:
     _edit(path, needle, table_page, tear)
 
 
-def _edit(path: Path, needle: bytes, kind: Callable[[bytes], bool], edit: Callable[[bytearray], None]) -> None:
+def emptied_log(path: Path) -> int:
+    """Everything stands in the file itself; returns the size of its pages."""
     db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
     db.set_busy_timeout(20_000)
     db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     (size,) = db.execute("PRAGMA page_size").fetchall()[0]
     db.close()
+    assert isinstance(size, int)
+    return size
+
+
+def _edit(path: Path, needle: bytes, kind: Callable[[bytes], bool], edit: Callable[[bytearray], None]) -> None:
+    size = emptied_log(path)
     # In another process: closing the file here would drop this process's locks on it.
     code = "import sys; f = open(sys.argv[1], 'r+b'); f.seek(int(sys.argv[2])); f.write(sys.stdin.buffer.read())"
     content = subprocess.run(["cat", str(path)], capture_output=True, check=True).stdout
-    assert isinstance(size, int)
     for start in range(0, len(content), size):
         page = bytearray(content[start : start + size])
         if needle in page and kind(bytes(page)):

@@ -112,6 +112,11 @@ class Questions:
         answer = await self._ask(pb.RowsQuestion(check=pb.RowsCheck(quick=quick)), pb.RowsChecked())
         return answer.damage
 
+    async def fingerprint(self) -> bytes:
+        """Of the Standby's file."""
+        question = pb.RowsQuestion(fingerprint=pb.RowsFingerprint())
+        return (await self._ask(question, pb.RowsFingerprinted())).hash
+
     async def renew(self) -> str:
         """Has the Standby make its copy anew."""
         answer = await self._ask(pb.RowsQuestion(renew=pb.RowsRenew()), pb.RowsRenewed())

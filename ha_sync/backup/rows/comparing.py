@@ -133,7 +133,7 @@ class TableExamination:
             following: list[tuple[Span, Digest]] = []
             asked = self.sides.questions.ranges(self.table, batch)
             if after is not None and ranges < STRETCH_RANGES:
-                answers, following = await _both(asked, self._cut(after))
+                answers, following = await both(asked, self._cut(after))
             else:
                 answers = await asked
             for (span, here), there in zip(batch, answers, strict=True):
@@ -186,7 +186,7 @@ class TableExamination:
         """The rows that differ, or the range itself where they are more than ``most``."""
         reader = self.sides.reader
         await self.sides.run.spend(_bytes_of(unit.here))
-        theirs, listed = await _both(
+        theirs, listed = await both(
             self.sides.questions.rows(self.table, unit.span, ROWS_MAX),
             reader.in_thread(reader.rows, self.table, unit.span, ROWS_MAX),
         )
@@ -335,7 +335,7 @@ def _portions(units: list[_Unit]) -> Iterator[list[_Unit]]:
         yield portion
 
 
-async def _both(one: Coroutine[Any, Any, _T], other: Coroutine[Any, Any, _U]) -> tuple[_T, _U]:
+async def both(one: Coroutine[Any, Any, _T], other: Coroutine[Any, Any, _U]) -> tuple[_T, _U]:
     """The results of two that go on at the same time; the first error of either."""
     try:
         async with asyncio.TaskGroup() as group:

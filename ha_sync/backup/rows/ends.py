@@ -12,6 +12,10 @@ class ActiveEnd(Protocol):
     def scratch(self) -> str:
         """Where a copy may be kept for as long as it is read."""
 
+    @property
+    def proof(self) -> str:
+        """Where it is kept that both copies were equal."""
+
     async def copied(self, target: str) -> None:
         """Writes a lock-free copy of a rollback-journal database. Raises ``Retryable`` where none can be had now."""
 

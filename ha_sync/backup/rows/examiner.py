@@ -2,10 +2,11 @@
 
 1. Triggers that were gone on the Active; guards and schema that the Standby put right by itself.
 2. Schema, versions, sequences: what differs is sent again.
-3. SQLite's check of the Standby's copy; a damaged one is made anew and filled by a full sync.
-4. Every table, range by range (``comparing``).
+3. Every byte of both files: are they as they were when both copies were last proved equal, they are equal (``proof``).
+4. SQLite's check of both; a damaged copy of the Standby's is made anew and filled by a full sync.
+5. Every table, range by range (``comparing``).
 
-With ``Depth.METADATA`` it ends after 2. A run that was interrupted goes on in 4 where it was. Nothing here takes a lock
+With ``Depth.METADATA`` it ends after 2. A run that was interrupted goes on in 5 where it was. Nothing here takes a lock
 that the program could feel; what could not be looked at without one is *unverified*.
 """
 
@@ -14,17 +15,21 @@ from __future__ import annotations
 import asyncio
 import os
 from concurrent.futures import Executor
+from dataclasses import replace
 
 import apsw
+import xxhash
 
 from ha_sync.backup.full.gentle import quiet_executor
 from ha_sync.backup.rows.asking import Described, Questions, Stranger
-from ha_sync.backup.rows.comparing import Sides, TableExamination, Tally
+from ha_sync.backup.rows.comparing import Sides, TableExamination, Tally, both
 from ha_sync.backup.rows.described import FACTS, Description, Difference, differences
 from ha_sync.backup.rows.ends import ActiveEnd
+from ha_sync.backup.rows.proof import Proof, forget_proof, read_proof
 from ha_sync.backup.rows.reading import ActiveReader, Unreadable
 from ha_sync.config import SqliteSettings
 from ha_sync.core.examine import Depth, Examined, Fault, Finding, Peer, Run, Side
+from ha_sync.database.fingerprint import fingerprint
 from ha_sync.database.keys import Key
 from ha_sync.database.locality import Locality
 from ha_sync.database.names import folded
@@ -100,8 +105,18 @@ class _Examination:
         await self._shape()
         if self._run.depth is Depth.METADATA:
             return
+        whole = not self._run.cursor
+        before = await self._fingerprints()
+        known = await self._reader.in_thread(read_proof, self._sides.end.proof)
+        if known is not None and before == replace(known, objects=0):
+            self._run.expect(objects=known.objects, content_bytes=0)
+            self._run.advance(objects=known.objects, content_bytes=0)
+            self._sides.tally.objects += known.objects
+            return
+        await self._reader.in_thread(forget_proof, self._sides.end.proof)
         await self._soundness()
         await self._tables()
+        await self._prove(before, whole=whole)
 
     # ---- what is ours ---------------------------------------------------------------------------------------------
 
@@ -168,22 +183,57 @@ class _Examination:
                 detail=d.detail,
             )
 
-    # ---- the Standby's file ---------------------------------------------------------------------------------------
+    # ---- every byte of both files ---------------------------------------------------------------------------------
+
+    async def _fingerprints(self) -> Proof | None:
+        """None where there is no Standby's file."""
+        path = self._settings.path
+        size = os.stat(path).st_size
+        await self._run.spend(size)
+        standby, active = await both(self._sides.questions.fingerprint(), self._reader.in_thread(fingerprint, path))
+        self._sides.tally.content_bytes += size
+        self._run.advance(objects=0, content_bytes=size)
+        if not standby or not active:
+            return None
+        compared = xxhash.xxh3_128_hexdigest(repr((self._locality, apsw.sqlite_lib_version())).encode())
+        return Proof(active=active.hex(), standby=standby.hex(), settings=compared, objects=0)
+
+    async def _prove(self, before: Proof | None, *, whole: bool) -> None:
+        """Both copies are equal: keeps it, where neither file changed meanwhile."""
+        tally = self._sides.tally
+        if before is None or not whole or tally.differing or tally.unverified or tally.in_motion:
+            return
+        if await self._fingerprints() == before:
+            proof = replace(before, objects=tally.objects)
+            await self._reader.in_thread(proof.store, self._sides.end.proof)
+
+    # ---- SQLite's own check ---------------------------------------------------------------------------------------
 
     async def _soundness(self) -> None:
         size = os.stat(self._settings.path).st_size
         quick = size > QUICK_ABOVE_BYTES
+        check = "quick_check" if quick else "integrity_check"
         await self._run.spend(size)
-        damage = await self._sides.questions.damage(quick=quick)
+        damage, _ = await both(self._sides.questions.damage(quick=quick), self._own_soundness(check))
         if not damage:
             return
         how = await self._sides.questions.renew()
         await self._sides.end.resend((SCHEMA_AND_FACTS,))
         await self._run.replicated()
         left = await self._sides.questions.damage(quick=quick)
-        check = "quick_check" if quick else "integrity_check"
         detail = f"{check}: {damage}; {how}" + (f"; still: {left}" if left else "")
         self.find(self._settings.path, Fault.DAMAGED, Side.STANDBY, repaired=not left, detail=detail)
+
+    async def _own_soundness(self, check: str) -> None:
+        """Nothing here mends the Active: what can be read of it is compared all the same."""
+        try:
+            damage = await self._reader.in_thread(self._reader.damage, check)
+        except Unreadable as error:
+            self.unverified(self._settings.path, error.sentence())
+            return
+        if damage:
+            detail = f"{check}: {damage}; its indexes can be made anew by REINDEX, else restore it or switch over"
+            self.find(self._settings.path, Fault.DAMAGED, Side.ACTIVE, detail=detail)
 
     # ---- rows -----------------------------------------------------------------------------------------------------
 
@@ -219,7 +269,7 @@ class _Examination:
         except (Stranger, apsw.SQLError):
             return False
         except DAMAGE as error:
-            detail = f"{error}: nothing of it is sent to the Standby; restore it, or switch over"
+            detail = f"{error}: what cannot be read is not sent to the Standby; restore it, or switch over"
             self.find(f"table {table.name}", Fault.DAMAGED, Side.ACTIVE, detail=detail)
         work.finish()
         await self._run.reached(cursor_at(f"{table.name}\0", None))

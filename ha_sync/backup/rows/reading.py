@@ -8,6 +8,7 @@ Everything else here blocks and belongs into ``in_thread``.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -28,12 +29,16 @@ from ha_sync.database.names import CHANGE, quoted
 from ha_sync.database.ranges import cut
 from ha_sync.database.rowhash import Digest, Hasher, Span, hashing
 from ha_sync.database.schema import Keyed, Schema, Table, read_schema
+from ha_sync.database.soundness import damage_of
 from ha_sync.database.triggers import captured_tables, has_log, last_logged, oldest_kept, table_numbers
 from ha_sync.errors import HaSyncError, Retryable
 
 TRIES = 5
 PAUSE_S = 1.0
 TOUCHED_MAX = 100_000
+LOG_GROWTH_MAX = 64 * 1024 * 1024
+"""So much may a write-ahead log grow while a read keeps it from being begun anew."""
+LOOK_EVERY_STEPS = 10_000
 
 T = TypeVar("T")
 
@@ -127,6 +132,29 @@ class ActiveReader:
             complete = captured_tables(self.db, schema, entries_max=self._settings.log_entries_max)
         return tuple(sorted(n for n in schema.tables if n not in complete and not self._locality.is_local_table(n)))
 
+    def damage(self, check: str) -> str:
+        """What SQLite's check finds. Raises ``Unreadable`` where it would keep the log of a busy program too large."""
+        log = f"{self._settings.path}-wal"
+        grown = 0
+
+        def lets_go() -> bool:
+            nonlocal grown
+            grown = _size_of(log) - at_first
+            return grown > LOG_GROWTH_MAX
+
+        at_first = _size_of(log)
+        if not self.on_copy:
+            self.db.set_progress_handler(lets_go, LOOK_EVERY_STEPS)
+        try:
+            found = damage_of(self.db, check=check)
+        finally:
+            self.db.set_progress_handler(None)
+        if grown > LOG_GROWTH_MAX:
+            raise Unreadable(
+                "cannot check", subject=self._settings.path, reason="its program writes too much meanwhile"
+            )
+        return found
+
     def counted(self, table: Table) -> int:
         """Its rows, for the progress."""
         return number(self.db, f"SELECT count(*) FROM main.{quoted(table.name)}")
@@ -201,6 +229,13 @@ class Touched:
         if span.only:
             return span.upto in self._keys
         return any(_may_hold(span, key) for key in self._keys)
+
+
+def _size_of(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _may_hold(span: Span, key: Key) -> bool:

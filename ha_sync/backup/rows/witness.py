@@ -19,6 +19,7 @@ from ha_sync.backup.rows.described import describe
 from ha_sync.backup.rows.ends import StandbyEnd
 from ha_sync.config import SqliteSettings
 from ha_sync.database.connection import one, open_active, reading
+from ha_sync.database.fingerprint import fingerprint
 from ha_sync.database.image import remove_file
 from ha_sync.database.locality import Locality
 from ha_sync.database.rowhash import Hasher, hashing
@@ -58,6 +59,8 @@ class RowsWitness:
                     yield self._check(quick=asked.check.quick).SerializeToString()
                 case "renew":
                     yield pb.RowsRenewed(how=self._end.renewed()).SerializeToString()
+                case "fingerprint":
+                    yield pb.RowsFingerprinted(hash=fingerprint(self._settings.path)).SerializeToString()
                 case other:
                     raise ProtocolFault("cannot answer", subject=self._settings.name, reason=f"{other!r} is not known")
         except (apsw.Error, OSError) as error:

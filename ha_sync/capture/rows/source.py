@@ -146,6 +146,11 @@ class RowsSource(Source):
         """Where the full backup may keep a copy; removed at the next opening."""
         return f"{self._state_path}.copy-examined"
 
+    @property
+    def proof(self) -> str:
+        """Where the full backup keeps that both copies were equal."""
+        return f"{self._state_path}.proof"
+
     async def copied(self, target: str) -> None:
         """Writes a lock-free copy to ``target``, in the source's thread. Raises ``Retryable`` where none can be had."""
         await self.in_thread(self._capture.copy, target)

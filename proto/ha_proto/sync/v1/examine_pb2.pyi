@@ -391,6 +391,7 @@ class RowsQuestion(_message.Message):
     ROWS_FIELD_NUMBER: _builtins.int
     CHECK_FIELD_NUMBER: _builtins.int
     RENEW_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def describe(self) -> Global___RowsDescribe:
         """answered by RowsDescription"""
@@ -411,6 +412,10 @@ class RowsQuestion(_message.Message):
     def renew(self) -> Global___RowsRenew:
         """answered by RowsRenewed"""
 
+    @_builtins.property
+    def fingerprint(self) -> Global___RowsFingerprint:
+        """answered by RowsFingerprinted"""
+
     def __init__(
         self,
         *,
@@ -419,12 +424,13 @@ class RowsQuestion(_message.Message):
         rows: Global___RowsRange | None = ...,
         check: Global___RowsCheck | None = ...,
         renew: Global___RowsRenew | None = ...,
+        fingerprint: Global___RowsFingerprint | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "describe", b"describe", "question", b"question", "ranges", b"ranges", "renew", b"renew", "rows", b"rows"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "describe", b"describe", "fingerprint", b"fingerprint", "question", b"question", "ranges", b"ranges", "renew", b"renew", "rows", b"rows"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "describe", b"describe", "question", b"question", "ranges", b"ranges", "renew", b"renew", "rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "describe", b"describe", "fingerprint", b"fingerprint", "question", b"question", "ranges", b"ranges", "renew", b"renew", "rows", b"rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_question: _TypeAlias = _typing.Literal["describe", "ranges", "rows", "check", "renew"]  # noqa: Y015
+    _WhichOneofReturnType_question: _TypeAlias = _typing.Literal["describe", "ranges", "rows", "check", "renew", "fingerprint"]  # noqa: Y015
     _WhichOneofArgType_question: _TypeAlias = _typing.Literal["question", b"question"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_question) -> _WhichOneofReturnType_question | None: ...
 
@@ -809,6 +815,41 @@ class RowsRenewed(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RowsRenewed: _TypeAlias = RowsRenewed  # noqa: Y015
+
+@_typing.final
+class RowsFingerprint(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RowsFingerprint: _TypeAlias = RowsFingerprint  # noqa: Y015
+
+@_typing.final
+class RowsFingerprinted(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HASH_FIELD_NUMBER: _builtins.int
+    hash: _builtins.bytes
+    """of every byte of the file and its log now; empty: there is none"""
+    def __init__(
+        self,
+        *,
+        hash: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hash", b"hash"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RowsFingerprinted: _TypeAlias = RowsFingerprinted  # noqa: Y015
 
 @_typing.final
 class RowsObjects(_message.Message):
