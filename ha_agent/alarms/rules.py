@@ -165,21 +165,20 @@ class Rules:
 
     def _entry(self, alarm: Alarm, now: float, unix_s: float, *, repeats: bool) -> Entry | None:
         change = self._change(alarm, now, repeats=repeats)
+        if change is None:
+            if alarm.pending:
+                self._put(replace(alarm, pending=False))
+            return None
         over = alarm.gone_at is not None and alarm.gone_at + self._rates.clear_after_s <= now
         if alarm.pending and over and alarm.told is not Told.NOTHING:
             self._forget(alarm.key)
-        elif change is not None or alarm.pending:
-            told = alarm.told
-            if change is not None and change is not Change.CLEARED:
-                told = Told.STANDS if change in {Change.RAISED, Change.STANDS} else Told.OVER
+        else:
+            told = Told.STANDS if change in {Change.RAISED, Change.STANDS} else Told.OVER
             self._put(
                 replace(
-                    alarm, pending=False, told=told, told_count=alarm.count, told_at=now,
-                    told_unix_s=unix_s if change is not None else alarm.told_unix_s,
+                    alarm, pending=False, told=told, told_count=alarm.count, told_at=now, told_unix_s=unix_s
                 )
             )  # fmt: skip
-        if change is None:
-            return None
         return Entry(
             change=change, key=alarm.key, severity=alarm.severity, since_unix_s=alarm.since_unix_s, count=alarm.count,
             fields=alarm.fields,
