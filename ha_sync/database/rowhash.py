@@ -1,6 +1,6 @@
 """Hashes of rows made in C: an image of the rows, built by ``INSERT ... SELECT`` in memory, and xxh3 over its pages.
 
-No row passes through Python (docs/adr/0012). An image is a table whose records hold every value with its type and all
+No row passes through Python (docs/adr/0014). An image is a table whose records hold every value with its type and all
 its bits, in the order of the keys, so different rows give different images. Equal rows give equal ones because the
 pages are filled in the same way by the same SQLite; where they did not, only time would be lost: ranges that differ are
 looked at again by smaller ones, at last row by row, and what is sent without need changes nothing.

@@ -1,7 +1,7 @@
 """That both copies of a database were equal once: the fingerprints of both files, taken before and after a comparison.
 
 While both files still bear them, every byte is as it was then, so the copies are equal without looking at the rows; a
-bit that flipped in either file since makes another fingerprint (docs/adr/0012). A small JSON file that may be lost at
+bit that flipped in either file since makes another fingerprint (docs/adr/0014). A small JSON file that may be lost at
 any time: then the rows are compared. Blocking.
 """
 
