@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from ha_sync.backup.package.reader import Package
 from ha_sync.sample.pair import LocalNode, LocalPair
 from tests.support.package_site import tree_looks
 from tests.support.small_pair import furnish, read_rows, small_toml, until, write_rows
@@ -26,6 +28,36 @@ def pair(tmp_path: Path) -> Iterator[LocalPair]:
         furnish(made.a.place.root)
         made.start()
         yield made
+
+
+@pytest.fixture
+def lone(tmp_path: Path) -> Iterator[LocalNode]:
+    """A node of no cluster."""
+    folder = tmp_path / "lone"
+    folder.mkdir()
+    node = LocalPair(str(folder), small_toml).a
+    furnish(node.place.root)
+    try:
+        node.serve("active", 1)
+        yield node
+    finally:
+        node.close()
+
+
+@pytest.mark.req("R24")
+def test_a_package_moves_to_another_machine_where_that_is_meant(
+    pair: LocalPair, lone: LocalNode, tmp_path: Path
+) -> None:
+    fill(pair)
+    file = tmp_path / "pbx.package"
+    pair.a.command("package", "export", str(file))
+    lone.kill()  # its data went with its disk
+    shutil.rmtree(lone.place.root)
+    os.makedirs(lone.place.root)
+    lone.serve("active", 2)
+    assert "another cluster" in refused(lone, 6, "restore", str(file))
+    lone.command("package", "restore", str(file), "--foreign")
+    assert is_filled(lone.place.root)
 
 
 def fill(pair: LocalPair) -> None:
@@ -120,6 +152,11 @@ def test_what_does_not_fit_is_refused_and_nothing_is_touched(pair: LocalPair, tm
     assert "this node is not the Active" in refused(pair.b, 3, "restore", str(file))
     assert "the Standby" in refused(pair.b, 3, "export", str(tmp_path / "other"))
     pair.b.command("package", "export", "--from-standby", str(tmp_path / "other"))
+    with Package(str(tmp_path / "other")) as package:
+        assert package.head.role == "standby"
+        modes = {entry.dataset: entry.mode for entry in package.entries() if entry.dataset == "astdb"}
+    assert modes == {"astdb": os.stat(f"{root}/astdb.sqlite3").st_mode & 0o7777}, "not that of its guard"
+    assert not os.stat(f"{pair.b.place.root}/astdb.sqlite3").st_mode & 0o200
     assert "not in the package" in refused(pair.a, 6, "restore", str(file), "--dataset", "nothing")
     whole = file.read_bytes()
     bad = tmp_path / "bad"
