@@ -111,6 +111,7 @@ class _Run:
         self.entry = entry
         self.began = time.monotonic()
         self.phase = "comparing"
+        self.names = tuple(expected)  # in order of priority
         self.name = DatasetName("")
         self.meter = Meter({str(name): objects for name, objects in expected.items()}, now=self.began)
         for name, known in state.datasets.items():
@@ -388,7 +389,7 @@ class FullBackup:
             await self.store(run.state)
             await self._await_peer(run, PEER_WAIT_S[Trigger(run.state.trigger)])
             await self.desk.announce(run.state.begun_unix_s)
-            for name in self.host.examined():
+            for name in run.names:
                 await self._examine(run, name)
             result, reason = self._verdict(run)
         except asyncio.CancelledError:

@@ -280,7 +280,7 @@ class _Examination:
 
     async def _begin(self, after: bytes | None, items: list[Local]) -> None:
         """Asks, then reads the same range here."""
-        size = sum(status.st_size for _, status in items if stat.S_ISREG(status.st_mode)) if self._content else 0
+        size = _content_of(items) if self._content else 0
         await self._run.spend(size)
         until = items[-1][0] if items else b""
         wanted = pb.TreeRange(from_root=after is None, after=after or b"", until=until)
@@ -364,11 +364,10 @@ class _Examination:
     async def _look_at(self, paths: tuple[bytes, ...]) -> dict[bytes, _Pair]:
         """Both nodes' objects, their content included, where they differ."""
 
-        def here() -> list[Seen]:
-            return list(self._look.see(self._look.at(paths), content=True))
-
+        items = await self._thread(lambda: list(self._look.at(paths)))
+        await self._run.spend(_content_of(items))
         question = pb.TreeQuestion(paths=pb.TreePaths(paths=paths), content=True)
-        ours = await self._thread(here)
+        ours = await self._thread(lambda: list(self._look.see(items, content=True)))
         theirs = [seen async for seen in self._entries(question)]
         pairs = [_Pair(*pair) for pair in merged(ours, theirs)]
         return {pair.path: pair for pair in pairs}
@@ -476,6 +475,10 @@ def _may_mend(finding: Finding) -> bool:
 def pair_key_below(path: bytes, directory_key: bytes) -> bool:
     """Whether a path lies below a directory, given by its key."""
     return not directory_key or key_of(path).startswith(directory_key + b"\0")
+
+
+def _content_of(items: list[Local]) -> int:
+    return sum(status.st_size for _, status in items if stat.S_ISREG(status.st_mode))
 
 
 async def _in(executor: Executor, work: Callable[[], _T]) -> _T:
