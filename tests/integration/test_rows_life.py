@@ -13,6 +13,8 @@ import pytest
 from ha_sync.config import NodeLocalRows
 from ha_sync.core.dataset import DatasetState
 from ha_sync.core.position import Answer, Epoch
+from ha_sync.errors import RepairNeeded
+from tests.support.rows_direct import RowsDirect
 from tests.support.rows_pipe import ACTIVE_AT, EPOCH, RowsPair, content, rows_pair, write
 from tests.support.rows_witness import SIMPLE, equal, eventually, opened, raw_schema
 
@@ -239,5 +241,40 @@ async def test_promotion_and_demotion_swap_guards_and_triggers(tmp_path: Path) -
         write(pair.active, "UPDATE t SET v = 'again'")
         await equal(pair)
         assert pair.failures == []
+    finally:
+        await pair.close()
+
+
+@pytest.mark.req("R15", "R16")
+async def test_a_schema_of_the_active_does_not_hide_that_the_standby_was_tampered_with(tmp_path: Path) -> None:
+    with RowsDirect(tmp_path, "CREATE TABLE t(id INTEGER PRIMARY KEY, v); INSERT INTO t VALUES(1, 'one')") as pair:
+        pair.on_standby("DROP TRIGGER _ha_guard_1_u")
+        pair.on_standby("UPDATE t SET v = 'bent'")
+        pair.run("CREATE INDEX i ON t(v)")
+        # The guards come with the schema; without a look before it nobody would compare.
+        with pytest.raises(RepairNeeded, match="guards of t were gone"):
+            pair.ship()
+        with pytest.raises(apsw.ConstraintError):
+            pair.on_standby("UPDATE t SET v = 'bent again'")
+
+
+@pytest.mark.req("R21")
+async def test_a_compare_of_many_rows_tells_few_hashes_and_sends_what_was_appended(tmp_path: Path) -> None:
+    many = "WITH s(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM s WHERE x < 100000)"
+    write(tmp_path / "active.db", SIMPLE, f"{many} INSERT INTO t(v) SELECT 'v' || x FROM s")
+    pair = RowsPair(tmp_path)
+    await pair.open()
+    await pair.connect()
+    try:
+        await pair.settle()
+        assert sum([len(chunk) async for chunk in pair.sink.inventory()]) < 24 * 1024
+        await pair.crash()
+        write(tmp_path / "active.db", "INSERT INTO t(v) VALUES('new')", "DELETE FROM t WHERE id = 50000")
+        await pair.open(Epoch(EPOCH + 2))
+        pair.bytes = 0
+        await pair.connect()
+        await equal(pair)
+        assert pair.answers[-1] is Answer.COMPARE
+        assert pair.bytes < 32 * 1024  # two ranges of 300 rows
     finally:
         await pair.close()
