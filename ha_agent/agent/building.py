@@ -36,7 +36,7 @@ from ha_agent.commands import Commands
 from ha_agent.engine_link import EngineLink
 from ha_agent.errors import ConfigFault, OperatorNeeded
 from ha_agent.health import EngineProbe, Monitor, Tools, watches_of
-from ha_agent.heartbeat.beat import NAME_MAX, PathId
+from ha_agent.heartbeat.beat import FIRMWARE_MAX, NAME_MAX, PathId
 from ha_agent.heartbeat.channel import Channel
 from ha_agent.heartbeat.datagram import PathSpec
 from ha_agent.heartbeat.seal import Pair
@@ -149,7 +149,7 @@ async def build(
     found = await holder.find()
     link = parts.links.look(pair.interface)
     state, actions = begin(
-        arbiter_settings(pair, model=settings.node.model),
+        arbiter_settings(settings, pair),
         memory.book,
         now=clock(),
         boot=boot,
@@ -162,8 +162,9 @@ async def build(
     return agent
 
 
-def arbiter_settings(pair: PairSettings, *, model: str) -> arbiter.Settings:
+def arbiter_settings(settings: Settings, pair: PairSettings, *, upgrading: bool = False) -> arbiter.Settings:
     """What the arbiter is told of the settings."""
+    model, firmware = settings.node.model, settings.node.firmware
     fits = len(model) <= NAME_MAX and model.isascii() and model.isprintable()
     told = model if fits else hashlib.blake2b(model.encode(), digest_size=NAME_MAX // 2).hexdigest()
     return arbiter.Settings(
@@ -173,12 +174,15 @@ def arbiter_settings(pair: PairSettings, *, model: str) -> arbiter.Settings:
             model=told,
             schema=SCHEMA,
             observing=pair.observe_only,
+            firmware=hashlib.blake2b(firmware.encode(), digest_size=FIRMWARE_MAX // 2).hexdigest() if firmware else "",
+            upgrading=upgrading,
         ),
         timeout_s=pair.heartbeat_timeout_s,
         gateway=pair.gateway is not None and pair.gateway not in pair.cluster_addresses,
         peer_mac=pair.peer_mac,
         policy=pair.policy,
         observe=pair.observe_only,
+        by_hand=pair.by_hand,
         drain_s=pair.drain_deadline_s,
     )
 

@@ -30,7 +30,7 @@ from ha_agent.arbiter.values import SERVING, Digest, Epoch, Mac, Phase, Station
 from ha_agent.cluster_ip.links import Change, Overflow
 from ha_agent.cluster_ip.netlink import AddressFacts, LinkFacts
 from ha_agent.health import HealthVector
-from ha_agent.heartbeat.beat import NAME_MAX, FullSync, Told
+from ha_agent.heartbeat.beat import TOLD_FIRMWARE_MAX, FullSync, Told
 from ha_agent.heartbeat.cadence import Cadence
 from ha_agent.heartbeat.detector import Verdict
 from ha_agent.heartbeat.seal import Heard, Rejected
@@ -44,7 +44,7 @@ LEAVE_S = 3.0
 WRITERS_S = 10.0
 """After the stop hooks of a restore: so long whoever still writes is waited for."""
 LEAVING_BEATS = 3
-DIGEST_TOLD = 16
+DIGEST_TOLD = 8
 GATEWAY_FRESH_S = 1.0
 
 
@@ -318,7 +318,7 @@ class Agent:
     def _send_beat(self) -> None:
         state = self.state
         told = Told(
-            firmware=self.settings.node.firmware[:NAME_MAX],
+            firmware=self.settings.node.firmware[:TOLD_FIRMWARE_MAX],
             lease_left_s=max(0.0, state.lease_until - state.now) if state.holds else 0.0,
             faults=self.parts.monitor.vector.bits,
             gateway_seen=state.now - state.gateway_at <= GATEWAY_FRESH_S,

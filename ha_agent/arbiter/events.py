@@ -163,6 +163,14 @@ class MaintenanceSet:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WindowSet:
+    """An administrator begins or ends an upgrade: firmware may differ, or not."""
+
+    now: float
+    open: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HoldReleased:
     """An administrator lets the pair switch by itself again."""
 
@@ -203,6 +211,7 @@ Event = (
     | SwitchRequested
     | SwitchCancelled
     | MaintenanceSet
+    | WindowSet
     | HoldReleased
     | SingleDeclared
     | StopRequested

@@ -14,7 +14,7 @@ from ha_agent.arbiter import events as ev
 from ha_agent.arbiter import policy
 from ha_agent.arbiter.actions import Action, Alarm, StoreBook, Subject
 from ha_agent.arbiter.state import BLOCKED_S, LAN_FRESH_S, NEVER, SETTLE_S, STORE_EVERY_S, SWITCHES_KEPT, State
-from ha_agent.arbiter.values import CLAIMS, SERVING, Beat, Epoch, Permit, Phase, Reason, Switched
+from ha_agent.arbiter.values import CLAIMS, SERVING, Beat, Epoch, Identity, Permit, Phase, Reason, Switched
 
 Actions = list[Action]
 
@@ -94,12 +94,7 @@ def _beat(s: State, e: ev.BeatHeard, out: Actions) -> None:
     s.echoed_at = max(s.echoed_at, e.echoed_at)
     if beat.identity != s.peer_identity:
         s.peer_identity = beat.identity
-        s.contradictions = policy.contradictions(s.settings.identity, beat.identity)
-        if s.contradictions or Subject.CONTRADICTION.value in s.raised:
-            s.raised = s.raised - {Subject.CONTRADICTION.value} | (
-                {Subject.CONTRADICTION.value} if s.contradictions else frozenset()
-            )
-            out.append(Alarm(subject=Subject.CONTRADICTION, raised=bool(s.contradictions), reasons=s.contradictions))
+        _compare(s, beat.identity, out)
     if s.phase in SERVING and beat.serves:
         _alarm(s, out, Subject.DUAL_ACTIVE, Reason.PEER_HEARD)
     witness(s, e.echoed_at)
@@ -113,6 +108,15 @@ def _beat(s: State, e: ev.BeatHeard, out: Actions) -> None:
         s.followed = beat.epoch
         s.peer_held = True
     _merge(s, beat)
+
+
+def _compare(s: State, theirs: Identity, out: Actions) -> None:
+    s.contradictions = policy.contradictions(s.settings.identity, theirs)
+    if s.contradictions or Subject.CONTRADICTION.value in s.raised:
+        s.raised = s.raised - {Subject.CONTRADICTION.value} | (
+            {Subject.CONTRADICTION.value} if s.contradictions else frozenset()
+        )
+        out.append(Alarm(subject=Subject.CONTRADICTION, raised=bool(s.contradictions), reasons=s.contradictions))
 
 
 def _merge(s: State, beat: Beat) -> None:
@@ -226,6 +230,12 @@ def _maintenance(s: State, e: ev.MaintenanceSet, out: Actions) -> None:
     s.maintenance_serial += 1
 
 
+def _window(s: State, e: ev.WindowSet, out: Actions) -> None:
+    s.settings = replace(s.settings, identity=replace(s.settings.identity, upgrading=e.open))
+    if s.peer_identity is not None:
+        _compare(s, s.peer_identity, out)
+
+
 def _release(s: State, e: ev.HoldReleased, out: Actions) -> None:
     s.released = max(s.released, s.book.promised)
 
@@ -246,6 +256,7 @@ TAKERS: dict[type, Callable[[State, Any, Actions], None]] = {
     ev.EngineLost: _engine_lost,
     ev.HealthReported: _health,
     ev.MaintenanceSet: _maintenance,
+    ev.WindowSet: _window,
     ev.HoldReleased: _release,
 }
 

@@ -314,6 +314,11 @@ def not_in_maintenance(s: State, e: Any) -> bool:
     return not policy.maintained(s) or not s.peer_held
 
 
+def silence_decides(s: State, e: Any) -> bool:
+    """An address can be asked for; else an administrator decides, and only the node that served last comes back."""
+    return not s.settings.by_hand or (not s.peer_held and s.book.served == s.book.promised)
+
+
 def by_silence(s: State, e: Any) -> bool:
     """The claim rests on silence."""
     return s.permit is Permit.SILENCE

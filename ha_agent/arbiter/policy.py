@@ -28,6 +28,9 @@ def contradictions(mine: Identity, theirs: Identity) -> tuple[Reason, ...]:
         found.append(Reason.SAME_STATION)
     if mine.model != theirs.model:
         found.append(Reason.MODEL_DIFFERS)
+    known = mine.firmware and theirs.firmware
+    if known and mine.firmware != theirs.firmware and not (mine.upgrading or theirs.upgrading):
+        found.append(Reason.FIRMWARE_DIFFERS)
     if mine.schema[1] < theirs.schema[0] or theirs.schema[1] < mine.schema[0]:
         found.append(Reason.SCHEMA_APART)
     if mine.settings_digest != theirs.settings_digest:

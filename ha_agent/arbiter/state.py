@@ -43,6 +43,7 @@ class Settings:
     peer_mac: Mac | None = None  # of its interface of the cluster IP; None: whoever answers for it may be the peer
     policy: Policy = Policy.AVAILABILITY
     observe: bool = False
+    by_hand: bool = False  # there is no address to ask for: a silence alone moves nothing to the other site
     drain_s: float = 30.0  # quiesce and drain of a planned switch
     boot_wait_s: float = 10.0
     boot_wait_unsure_s: float = 60.0  # was Standby, or went down uncleanly

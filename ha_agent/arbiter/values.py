@@ -115,6 +115,7 @@ class Reason(enum.Enum):
     SAME_STATION = "same_station"
     SETTINGS_DIFFER = "settings_differ"
     MODEL_DIFFERS = "model_differs"
+    FIRMWARE_DIFFERS = "firmware_differs"  # and no upgrade window is open
     SCHEMA_APART = "schema_apart"  # firmware whose schema ranges do not overlap
     OBSERVING = "observing"  # one of the nodes only observes
     HELD = "held"
@@ -131,6 +132,8 @@ class Identity:
     model: str = ""
     schema: tuple[int, int] = (1, 1)  # lowest and highest data layout that this firmware reads
     observing: bool = False
+    firmware: str = ""  # a digest of what is told; empty: not known, fits all
+    upgrading: bool = False  # an administrator opened the upgrade window on this node
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,7 +49,9 @@ SWITCHES_MAX = 4
 NUMBER_BITS = 42
 DIGEST_MAX = 32
 NAME_MAX = 24
-TOLD_DIGEST_MAX = 16  # for people: enough to see a difference
+FIRMWARE_MAX = 8  # of its digest
+TOLD_FIRMWARE_MAX = 20  # for people
+TOLD_DIGEST_MAX = 8  # for people: enough to see a difference
 SCHEMA_BITS = 20
 AGE_MAX_S = 99_999.0
 FAULTS_BITS = 32
@@ -300,6 +302,8 @@ def _write_identity(identity: Identity) -> pb.Identity:
         schema_lowest=_number(identity.schema[0], SCHEMA_BITS),
         schema_highest=_number(identity.schema[1], SCHEMA_BITS),
         observing=identity.observing,
+        firmware=_exact(identity.firmware, FIRMWARE_MAX),
+        upgrading=identity.upgrading,
     )
 
 
@@ -310,6 +314,8 @@ def _read_identity(identity: pb.Identity) -> Identity:
         model=_text(identity.model, NAME_MAX),
         schema=(_bounded(identity.schema_lowest, SCHEMA_BITS), _bounded(identity.schema_highest, SCHEMA_BITS)),
         observing=identity.observing,
+        firmware=_text(identity.firmware, FIRMWARE_MAX),
+        upgrading=identity.upgrading,
     )
 
 
@@ -340,7 +346,7 @@ def _read_refusal(refusal: pb.Refusal) -> Refusal:
 
 def _write_told(told: Told) -> pb.Told:
     return pb.Told(
-        firmware=plain(told.firmware, NAME_MAX),
+        firmware=plain(told.firmware, TOLD_FIRMWARE_MAX),
         lease_left_ms=_milliseconds(told.lease_left_s),
         faults=told.faults & ((1 << FAULTS_BITS) - 1),
         gateway_seen=told.gateway_seen,
@@ -351,7 +357,7 @@ def _write_told(told: Told) -> pb.Told:
 
 def _read_told(told: pb.Told) -> Told:
     return Told(
-        firmware=_text(told.firmware, NAME_MAX),
+        firmware=_text(told.firmware, TOLD_FIRMWARE_MAX),
         lease_left_s=_seconds(told.lease_left_ms),
         faults=told.faults & ((1 << FAULTS_BITS) - 1),
         gateway_seen=told.gateway_seen,

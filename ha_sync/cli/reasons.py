@@ -75,6 +75,10 @@ MEANINGS: Final[dict[str, Meaning]] = {
         text="the settings of the two nodes contradict each other", remedy="make both ha.toml agree"
     ),
     "model_differs": Meaning(text="the two nodes are of different models"),
+    "firmware_differs": Meaning(
+        text="the two firmwares differ and no upgrade window is open",
+        remedy="upgrade the other node; `ha-sync upgrade begin` allows it for a while",
+    ),
     "schema_apart": Meaning(text="the two firmwares share no data layout", remedy="upgrade the older node"),
     "observing": Meaning(text="a node only observes", remedy="end observe-only in its ha.toml", kind=WrongState),
     "held": Meaning(text="held after repeated automatic switches", remedy="`ha-sync release` ends it", kind=WrongState),

@@ -14,20 +14,23 @@ from tests.sim.world import FORMED, World
 
 
 def differing(**fields: object) -> tuple[Identity, Identity]:
-    return Identity(station=Station.PRIMARY), Identity(**{"station": Station.SECONDARY, **fields})  # type: ignore[arg-type]
+    return Identity(station=Station.PRIMARY, firmware="a"), Identity(**{"station": Station.SECONDARY, **fields})  # type: ignore[arg-type]
 
 
 CONTRADICTING = {
     "same_station": {"station": Station.PRIMARY},
     "settings_differ": {"settings_digest": "other"},
     "model_differs": {"model": "other"},
+    "firmware_differs": {"firmware": "b"},
     "schema_apart": {"schema": (7, 9)},
     "observing": None,
 }
 
 
 @pytest.mark.req("R1.3", "R13")
-@pytest.mark.parametrize("name", ["same_station", "settings_differ", "model_differs", "schema_apart"])
+@pytest.mark.parametrize(
+    "name", ["same_station", "settings_differ", "model_differs", "firmware_differs", "schema_apart"]
+)
 def test_contradicting_nodes_refuse_loudly_and_nobody_serves(name: str) -> None:
     world = World(1, identities=differing(**CONTRADICTING[name] or {}))
     world.boot()
@@ -68,6 +71,20 @@ def test_differing_settings_are_passed_by_force_only() -> None:
     assert world.nodes[0].refused[-1].reason is Reason.SETTINGS_DIFFER
     world.nodes[0].tell(ev.SwitchRequested, force=True)
     takes_over(world, 1, limit_s=3.0)
+
+
+@pytest.mark.req("R7")
+def test_an_upgrade_window_on_either_node_lets_firmware_differ_until_it_is_closed() -> None:
+    for opened in (0, 1):
+        world = World(1, identities=differing(firmware="b"))
+        world.boot()
+        world.nodes[opened].tell(ev.WindowSet, open=True)
+        world.settle()
+        assert world.active() is not None
+        world.nodes[opened].tell(ev.WindowSet, open=False)
+        world.run(1.0)
+        world.nodes[0].tell(ev.SwitchRequested)
+        assert world.nodes[0].refused[-1].reason is Reason.FIRMWARE_DIFFERS
 
 
 def test_firmware_whose_schemas_overlap_is_no_contradiction() -> None:

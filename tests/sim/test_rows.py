@@ -368,6 +368,18 @@ def test_a_silence_is_a_death_unless_something_speaks_against_it(hindrance: dict
     assert row(after(node(Phase.STANDBY, **{**SILENT, **hindrance}), ev.Tick)) is None
 
 
+@pytest.mark.req("R1.2", "R11")
+def test_without_an_address_to_ask_for_only_a_person_lets_the_other_site_take_over() -> None:
+    s = node(Phase.STANDBY, **SILENT)
+    s.settings = replace(s.settings, by_hand=True)
+    assert row(after(s, ev.Tick)) is None
+    assert row(after(s, ev.SwitchRequested, force=True)) == "force-dead"
+    came_back = replace(BOOK, served=BOOK.promised)
+    s = node(Phase.STANDBY, book=came_back, **{**SILENT, "peer_held": False})
+    s.settings = replace(s.settings, by_hand=True)
+    assert row(after(s, ev.Tick)) == "take-over"
+
+
 @pytest.mark.req("R11", "R13")
 def test_the_secondary_waits_longer_unless_it_was_an_active_that_fell_silent() -> None:
     waiting = {**SILENT, "peer": beat()}

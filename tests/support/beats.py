@@ -25,6 +25,7 @@ from ha_agent.arbiter.values import (
 from ha_agent.heartbeat.beat import (
     AGE_MAX_S,
     DIGEST_MAX,
+    FIRMWARE_MAX,
     NAME_MAX,
     NUMBER_BITS,
     PATHS_MAX,
@@ -32,6 +33,7 @@ from ha_agent.heartbeat.beat import (
     SCHEMA_BITS,
     SWITCHES_MAX,
     TOLD_DIGEST_MAX,
+    TOLD_FIRMWARE_MAX,
     Boot,
     Echo,
     Envelope,
@@ -128,7 +130,7 @@ beats = st.builds(
 )
 tolds = st.builds(
     Told,
-    firmware=texts(NAME_MAX),
+    firmware=texts(TOLD_FIRMWARE_MAX),
     lease_left_s=ages,
     faults=st.integers(0, (1 << 32) - 1),
     digest=texts(TOLD_DIGEST_MAX),
@@ -148,6 +150,8 @@ def largest() -> tuple[Envelope, Beat, Told]:
             model="m" * NAME_MAX,
             schema=((1 << SCHEMA_BITS) - 1, (1 << SCHEMA_BITS) - 1),
             observing=True,
+            firmware="f" * FIRMWARE_MAX,
+            upgrading=True,
         ),
         phase=Phase.LEFT,
         holds=True,

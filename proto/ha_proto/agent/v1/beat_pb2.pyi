@@ -159,6 +159,7 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_HELD: _Reason.ValueType  # 26
     REASON_MAINTENANCE: _Reason.ValueType  # 27
     REASON_FOREIGN_HOLDER: _Reason.ValueType  # 28
+    REASON_FIRMWARE_DIFFERS: _Reason.ValueType  # 29
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper): ...
 
@@ -191,6 +192,7 @@ REASON_OBSERVING: Reason.ValueType  # 25
 REASON_HELD: Reason.ValueType  # 26
 REASON_MAINTENANCE: Reason.ValueType  # 27
 REASON_FOREIGN_HOLDER: Reason.ValueType  # 28
+REASON_FIRMWARE_DIFFERS: Reason.ValueType  # 29
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
 @_typing.final
@@ -389,12 +391,18 @@ class Identity(_message.Message):
     SCHEMA_LOWEST_FIELD_NUMBER: _builtins.int
     SCHEMA_HIGHEST_FIELD_NUMBER: _builtins.int
     OBSERVING_FIELD_NUMBER: _builtins.int
+    FIRMWARE_FIELD_NUMBER: _builtins.int
+    UPGRADING_FIELD_NUMBER: _builtins.int
     station: Global___Station.ValueType
     settings_digest: _builtins.str
     model: _builtins.str
     schema_lowest: _builtins.int
     schema_highest: _builtins.int
     observing: _builtins.bool
+    firmware: _builtins.str
+    """digest of Told.firmware; empty: not known"""
+    upgrading: _builtins.bool
+    """firmware may differ"""
     def __init__(
         self,
         *,
@@ -404,10 +412,12 @@ class Identity(_message.Message):
         schema_lowest: _builtins.int = ...,
         schema_highest: _builtins.int = ...,
         observing: _builtins.bool = ...,
+        firmware: _builtins.str = ...,
+        upgrading: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "observing", b"observing", "schema_highest", b"schema_highest", "schema_lowest", b"schema_lowest", "settings_digest", b"settings_digest", "station", b"station"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["firmware", b"firmware", "model", b"model", "observing", b"observing", "schema_highest", b"schema_highest", "schema_lowest", b"schema_lowest", "settings_digest", b"settings_digest", "station", b"station", "upgrading", b"upgrading"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
