@@ -29,7 +29,7 @@ CONFIG_QUIET_MS = 200
 TABLE_NAME_CHARS_MAX = 256
 LIST_MAX = 256
 
-PRIORITIES: Final = {priority.name.lower(): priority for priority in Priority}
+PRIORITIES: Final = {priority.name.lower(): priority for priority in Priority if priority is not Priority.STORAGE}
 
 _PRIORITY_OF_NAME: Final = {
     "config": Priority.CONFIG,
@@ -39,7 +39,7 @@ _PRIORITY_OF_NAME: Final = {
     "recordings": Priority.RECORDINGS,
 }
 _ONLY_SQLITE = {fact.name: 'belongs to kind = "sqlite" only' for fact in fields(SqliteSettings)}
-_ONLY_TREE = {fact.name: 'belongs to kind = "tree" only' for fact in fields(TreeSettings)}
+_ONLY_TREE = {fact.name: 'belongs to kind = "tree" only' for fact in fields(TreeSettings) if fact.name != "storage"}
 
 
 def parse_dataset(number: int, values: dict[str, object], faults: Faults) -> DatasetSettings | None:
@@ -149,9 +149,9 @@ def _parse_tree(table: Table, name: DatasetName, path: str, priority: Priority) 
         growing=growing,
         mailboxes=mailboxes,
         quiet_ms=table.integer("quiet_ms", rests, low=0, high=60_000, unit="milliseconds"),
-        exclude=table.texts("exclude", _pattern_problem, most=LIST_MAX),
-        node_local=table.texts("node_local", _pattern_problem, most=LIST_MAX),
-        hold=table.texts("hold", _pattern_problem, most=LIST_MAX),
+        exclude=table.texts("exclude", pattern_problem, most=LIST_MAX),
+        node_local=table.texts("node_local", pattern_problem, most=LIST_MAX),
+        hold=table.texts("hold", pattern_problem, most=LIST_MAX),
         hold_at_promotion=table.choice("hold_at_promotion", plain.hold_at_promotion, Hold),
         mass_delete_percent=table.integer(
             "mass_delete_percent", plain.mass_delete_percent, low=1, high=100, unit="percent; 100: never halt"
@@ -177,7 +177,8 @@ def _check_tree(table: Table, settings: TreeSettings) -> None:
             table.fault(key, f"{shown(pattern)} stands in two lists that treat it differently: keep one")
 
 
-def _pattern_problem(pattern: str) -> str:
+def pattern_problem(pattern: str) -> str:
+    """The fault's words, or nothing."""
     parts = pattern.removesuffix("/").split("/")
     if pattern.startswith("/"):
         return "must be relative to the dataset's path: no / in front"

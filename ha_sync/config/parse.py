@@ -1,8 +1,7 @@
 """Reads ``sync.toml``. Blocking (a small file, a few ``stat``); call before the event loop runs.
 
-Sections of parts that this version does not run (``[[storage]]``, ``[console]``) are checked for their
-shape and told about in ``Settings.notices``, so that one file serves from release to release and nothing in it is
-ignored silently.
+Sections of parts that this version does not run (``[console]``) are checked for their shape and told about in
+``Settings.notices``, so that one file serves from release to release and nothing in it is ignored silently.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ from ha_sync.config.settings import (
     Settings,
     StreamSettings,
 )
+from ha_sync.config.storage import parse_storage
 from ha_sync.errors import ConfigFault
 
 FILE_BYTES_MAX = 1024 * 1024
 DATASETS_MAX = 64
 STORAGES_MAX = 64
 ADDRESSES_MAX = 16
-MEDIA = ("sd", "usb", "nas")
 
 
 def load(path: str) -> Settings:
@@ -48,9 +47,9 @@ def settings_of(values: dict[str, object], *, source: str) -> Settings:
     node = _node(top, faults)
     stream = _stream(top, faults)
     divergence = _divergence(top, faults)
-    datasets = _datasets(top, faults)
+    datasets = (*_datasets(top, faults), *_storages(top, faults))
     backup = _backup(top, faults)
-    notices = (*_storages(top, faults), *_console(top, faults))
+    notices = _console(top, faults)
     top.finish()
     check_overlaps(node, datasets, faults)
     if faults:
@@ -182,23 +181,7 @@ def _console(top: Table, faults: Faults) -> tuple[str, ...]:
     return ("console: this version has no web page; the section is kept for the release that has it",)
 
 
-def _storages(top: Table, faults: Faults) -> tuple[str, ...]:
+def _storages(top: Table, faults: Faults) -> tuple[DatasetSettings, ...]:
     entries = top.tables("storage", "[[storage]], with two brackets, once for each", most=STORAGES_MAX)
-    names: set[str] = set()
-    for number, values in enumerate(entries, start=1):
-        _storage(Table(f"storage[{number}]", values, faults), names)
-    if not entries:
-        return ()
-    return ("storage: this version does not synchronise external storage; kept for the release that does",)
-
-
-def _storage(table: Table, names: set[str]) -> None:
-    name = table.required_text("name", 'e.g. name = "usb0"', place.dataset_name)
-    table.required_text("path", "where it is mounted", place.tree_root)
-    medium = table.required_text("medium", '"sd", "usb" or "nas"')
-    if medium and medium not in MEDIA:
-        table.fault("medium", 'must be one of "sd", "usb", "nas"')
-    if name and name in names:
-        table.fault("name", "stands there twice: every storage needs a name of its own")
-    names.add(name)
-    table.finish()
+    parsed = (parse_storage(number, dict(values), faults) for number, values in enumerate(entries, start=1))
+    return tuple(storage for storage in parsed if storage is not None)

@@ -40,6 +40,21 @@ class Hold(enum.Enum):
     KEEP = "keep"  # leave them aside for the administrator
 
 
+class Medium(enum.Enum):
+    """What a storage is."""
+
+    SD = "sd"
+    USB = "usb"
+    NAS = "nas"
+
+
+class Mode(enum.Enum):
+    """Whether deletions follow to the other node's storage."""
+
+    MIRROR = "mirror"  # within the mass-delete guard
+    ADD_ONLY = "add-only"  # what is deleted or renamed on the Active stays on the Standby
+
+
 class Merge(enum.Enum):
     """When a divergence is merged into the new Active."""
 
@@ -83,6 +98,20 @@ class SqliteSettings:
         """For status and the protocol."""
         return Kind.SQLITE
 
+    @property
+    def essential(self) -> bool:
+        """Whether a node without it is no whole node."""
+        return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageSettings:
+    """What ``[[storage]]`` says besides the keys of a tree."""
+
+    medium: Medium
+    mode: Mode = Mode.ADD_ONLY
+    rate_mib_per_s: int = 0  # of what is sent and compared; 0: none
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TreeSettings:
@@ -102,11 +131,22 @@ class TreeSettings:
     trash_mib: int = 1024  # deleted and replaced content kept on the Standby, oldest dropped first
     poll_s: float | None = None  # scan period where inotify does not work; None: decided from the filesystem
     reconcile_s: float = 300.0  # metadata scan that backs up inotify
+    storage: StorageSettings | None = None  # it is a `[[storage]]`
 
     @property
     def kind(self) -> Kind:
         """For status and the protocol."""
         return Kind.TREE
+
+    @property
+    def essential(self) -> bool:
+        """Whether a node without it is no whole node: a medium may be pulled out."""
+        return self.storage is None
+
+    @property
+    def keeps_deleted(self) -> bool:
+        """Whether what is gone on the Active stays on the Standby."""
+        return self.storage is not None and self.storage.mode is Mode.ADD_ONLY
 
 
 DatasetSettings = SqliteSettings | TreeSettings
@@ -162,5 +202,5 @@ class Settings:
     stream: StreamSettings = field(default_factory=StreamSettings)
     backup: BackupSettings = field(default_factory=BackupSettings)
     divergence: DivergenceSettings = field(default_factory=DivergenceSettings)
-    datasets: tuple[DatasetSettings, ...] = ()
+    datasets: tuple[DatasetSettings, ...] = ()  # the storages too
     notices: tuple[str, ...] = ()  # accepted, but worth telling (settings of parts that do not run yet)

@@ -33,6 +33,7 @@ class Priority(enum.IntEnum):
     CDR = 1
     VOICEMAIL = 2
     RECORDINGS = 3
+    STORAGE = 4  # of `[[storage]]` alone
 
 
 class DatasetState(enum.Enum):

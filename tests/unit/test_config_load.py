@@ -12,9 +12,12 @@ from ha_sync.config import (
     CaptureMode,
     Compression,
     Hold,
+    Medium,
+    Mode,
     NodeLocalRows,
     Settings,
     SqliteSettings,
+    StorageSettings,
     TreeSettings,
     load,
     load_node,
@@ -209,7 +212,7 @@ def test_all_faults_are_told_together_in_the_order_of_the_file(tmp_path: Path) -
         ('[backup]\nfull = "0 3 * *"\n', "backup.full", "five fields"),
         ('[backup]\nfull = "61 3 * * *"\n', "backup.full", "from 0 to 59"),
         ('[backup]\nfull = "*/0 3 * * *"\n', "backup.full", "at least 1"),
-        ('[[storage]]\nname = "u"\npath = "/m"\nmedium = "tape"\n', "storage[1].medium", '"sd", "usb", "nas"'),
+        ('[[storage]]\nname = "u"\npath = "/m"\nmedium = "tape"\n', "storage[u].medium", '"sd", "usb", "nas"'),
     ],
 )
 def test_a_wrong_section_is_named_with_its_value_and_the_remedy(
@@ -279,10 +282,53 @@ def test_a_path_that_linux_would_refuse_is_refused_first(tmp_path: Path) -> None
 def test_sections_of_parts_that_do_not_run_yet_are_told_about(tmp_path: Path) -> None:
     settings = read(
         tmp_path,
-        '[console]\nlisten = "127.0.0.1:8080"\n'
-        '[[storage]]\nname = "usb0"\nmedium = "usb"\npath = "/media/usb0"\n' + dataset("tree"),
+        '[console]\nlisten = "127.0.0.1:8080"\n' + dataset("tree"),
     )
-    assert [notice.split(":")[0] for notice in settings.notices] == ["storage", "console"]
+    assert [notice.split(":")[0] for notice in settings.notices] == ["console"]
+
+
+def storage(**keys: object) -> str:
+    lines = {"name": '"usb0"', "medium": '"usb"', "path": '"/media/usb0"'} | {k: str(v) for k, v in keys.items()}
+    return "[[storage]]\n" + "".join(f"{key} = {value}\n" for key, value in lines.items())
+
+
+@pytest.mark.req("R9")
+def test_a_storage_is_a_tree_of_its_own_priority_that_keeps_what_was_deleted(tmp_path: Path) -> None:
+    (usb0,) = read(tmp_path, storage()).datasets
+    assert isinstance(usb0, TreeSettings)
+    assert usb0.storage == StorageSettings(medium=Medium.USB)
+    assert (usb0.name, usb0.path, usb0.priority) == ("usb0", "/media/usb0", Priority.STORAGE)
+    assert usb0.keeps_deleted
+    assert not usb0.essential
+
+
+@pytest.mark.req("R9")
+def test_a_mirror_follows_deletions_and_takes_the_keys_of_a_tree(tmp_path: Path) -> None:
+    text = storage(
+        medium='"nas"', mode='"mirror"', poll_s=7, rate_mib_per_s=20, exclude='["lost+found"]', mass_delete_percent=30
+    )
+    (nas,) = read(tmp_path, text).datasets
+    assert isinstance(nas, TreeSettings)
+    assert nas.storage == StorageSettings(medium=Medium.NAS, mode=Mode.MIRROR, rate_mib_per_s=20)
+    assert (nas.poll_s, nas.exclude, nas.mass_delete_percent, nas.keeps_deleted) == (7.0, ("lost+found",), 30, False)
+
+
+@pytest.mark.req("R9")
+def test_all_faults_of_a_storage_are_told_together(tmp_path: Path) -> None:
+    text = storage(medium='"tape"', path='"media"', mode='"both"', rate_mib_per_s=-1, poll_s=0, colour='"red"')
+    told = "\n".join(faults(tmp_path, text))
+    for key in ("medium", "path", "mode", "rate_mib_per_s", "poll_s", "colour"):
+        assert f"storage[usb0].{key}" in told, told
+
+
+@pytest.mark.req("R9")
+def test_a_storage_and_a_dataset_of_one_name_are_a_fault(tmp_path: Path) -> None:
+    assert "stands there twice" in faults(tmp_path, storage() + storage(path='"/media/usb1"'))[0]
+
+
+@pytest.mark.req("R9")
+def test_a_guard_against_deletions_contradicts_a_storage_in_which_nothing_is_deleted(tmp_path: Path) -> None:
+    assert "contradicts" in faults(tmp_path, storage(mass_delete_percent=10))[0]
 
 
 @pytest.mark.req("R23")
