@@ -123,7 +123,8 @@ class Node:
         self._full_syncs = full_syncs
         self._booted = {item.name for item in settings.datasets}  # not connected as Standby yet
         self._endpoints = {item.name: _Endpoint(settings=item) for item in settings.datasets}
-        self.keeper = Keeper.of(settings, report=report)
+        cluster = lambda: found.cluster_id if (found := membership()) else ""  # noqa: E731 - one use
+        self.keeper = Keeper.of(settings, cluster=cluster, report=report)
         self._changing = asyncio.Lock()
         self._acknowledged = asyncio.Condition()
         self._executor = ThreadPoolExecutor(CODEC_THREADS, thread_name_prefix="codec")

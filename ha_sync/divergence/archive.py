@@ -66,6 +66,7 @@ class About:
     left_out: tuple[str, ...] = ()
     left_out_count: int = 0
     trouble: str = ""  # why it is not what it should be
+    cluster: str = ""  # the pair that it belongs to; empty: none was formed yet
 
     @property
     def mergeable(self) -> bool:

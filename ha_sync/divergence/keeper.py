@@ -54,7 +54,8 @@ class _Draft:
 class Keeper:
     """See the module."""
 
-    def __init__(self, archives: Archives, *, report: Report) -> None:
+    def __init__(self, archives: Archives, *, cluster: Callable[[], str], report: Report) -> None:
+        self._cluster = cluster
         self.archives = archives
         self._report = report
         self._lock = threading.Lock()  # datasets are saved at the same time, and share the room
@@ -66,8 +67,8 @@ class Keeper:
         self.promoted: Callable[[], Awaitable[None]] = _nothing  # before the PBX starts; bounded by itself
 
     @classmethod
-    def of(cls, settings: Settings, *, report: Report) -> Keeper:
-        """With this node's archives."""
+    def of(cls, settings: Settings, *, cluster: Callable[[], str], report: Report) -> Keeper:
+        """With this node's archives. ``cluster`` is the pair that it belongs to now, or empty."""
 
         def dropped(archive: Archive) -> None:
             about = archive.about
@@ -75,12 +76,12 @@ class Keeper:
 
         folder = os.path.join(settings.node.state_dir, "divergence")
         archives = Archives(folder, bytes_max=settings.divergence.max_mib * MIB, dropped=dropped)
-        return cls(archives, report=report)
+        return cls(archives, cluster=cluster, report=report)
 
     def serve(self, settings: DatasetSettings, place: str, epoch: Epoch, *, based: bool) -> None:
         """Marks the dataset as served here; durable when it returns. ``based``: it was a copy of the peer's."""
         with self._turn_of(settings):
-            serving.begin(place, epoch, based=based)
+            serving.begin(place, epoch, based=based, cluster=self._cluster())
 
     def is_own(self, settings: DatasetSettings, place: str) -> bool:
         """Whether nothing was applied to the dataset since this node served it."""
@@ -108,6 +109,9 @@ class Keeper:
         with self._turns[settings.name]:
             mark = serving.load(place)
             if mark is None:
+                return None
+            if mark.cluster and self._cluster() not in {"", mark.cluster}:
+                serving.end(place)  # of another pair: what was given up when this one was joined
                 return None
             made = self.archives.made_for(mark.id, settings.name)
             if made is None:
@@ -250,6 +254,7 @@ class Keeper:
             left_out=draft.left_out,
             left_out_count=draft.left_out_count,
             trouble=draft.trouble,
+            cluster=draft.serving.cluster or self._cluster(),
         )
         archive = self.archives.finish(draft.folder, about, summary_of(about))
         fields: dict[str, object] = {"dataset": about.dataset, "id": about.id, **about.counts}

@@ -38,6 +38,7 @@ class Around:
     role: Callable[[], Role | None]
     send: Callable[[Archive, bool, Callable[[], None]], Awaitable[Outcome]]  # to the Active; see ``_logged``
     peer: Callable[[], str]  # for the log
+    cluster: Callable[[], str]  # the pair of this node; empty: none
 
 
 class Merger:
@@ -69,9 +70,6 @@ class Merger:
 
     async def run(self) -> None:
         """Until cancelled."""
-        freed = await asyncio.to_thread(self.merging.recover)
-        if freed:
-            self._report("warning", "a mailbox that a merge had locked is free again", {"folder": freed})
         while True:
             try:
                 await self._look()
@@ -90,6 +88,12 @@ class Merger:
             if archive.to_merge and time.monotonic() >= self._again_at.get(archive.folder, 0.0):
                 with contextlib.suppress(HaSyncError):  # kept as the reason why it waits
                     await self.merge(archive, trigger=Trigger.REJOIN)
+
+    async def recover(self) -> None:
+        """At the start of the engine, before anything is merged: what a crash left of a merge goes."""
+        freed = await asyncio.to_thread(self.merging.recover, self._settings.datasets)
+        if freed:
+            self._report("warning", "a mailbox that a merge had locked is free again", {"folder": freed})
 
     async def promoted(self) -> None:
         """This node is Active and its PBX does not run yet: what waited for that is merged, for a bounded time."""
@@ -128,6 +132,8 @@ class Merger:
             )  # fmt: skip
         if about.trouble:
             raise OperatorNeeded("cannot merge", subject=subject, reason=about.trouble)
+        if about.cluster and about.cluster != self._around.cluster():
+            raise Refused("will not merge", subject=subject, reason="it is of another pair than this node belongs to")
         if about.dataset not in self._datasets:
             raise OperatorNeeded("cannot merge", subject=subject, reason="sync.toml has no such dataset any more")
         if self._around.role() is None:

@@ -8,6 +8,7 @@ done in a thread or in a process of its own. Seconds are monotonic.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import time
@@ -15,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Protocol
 
-from ha_sync.config import DatasetSettings, SqliteSettings
+from ha_sync.config import DatasetSettings, SqliteSettings, TreeSettings
 from ha_sync.divergence.apart import run_apart
 from ha_sync.divergence.archive import CONTENTS, FILES, MERGEABLE, ROWS, STAGING, Archive
 from ha_sync.divergence.child import settings_out
@@ -23,6 +24,7 @@ from ha_sync.divergence.mailbox_lock import release_left
 from ha_sync.divergence.merging_rows import require_harmless
 from ha_sync.divergence.merging_tree import TreeMerge, Unit
 from ha_sync.divergence.outcome import Outcome
+from ha_sync.divergence.placing import FOLDER
 from ha_sync.divergence.tree_index import Object, content_path
 from ha_sync.errors import HaSyncError, Refused, WrongState
 
@@ -74,9 +76,17 @@ class Merging:
         self._going: set[asyncio.Task[Outcome]] = set()
         self._held_until = float("-inf")
 
-    def recover(self) -> str:
-        """Blocking, at the start of the engine: a mailbox that a merge had locked is free again; its folder."""
-        return release_left(self._note)
+    def recover(self, datasets: tuple[DatasetSettings, ...]) -> str:
+        """Blocking, before anything is merged: what a crash left goes; the mailbox folder that is free again."""
+        freed = release_left(self._note)
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(self._folder):
+                if name.startswith(STAGING):
+                    shutil.rmtree(os.path.join(self._folder, name), ignore_errors=True)
+        for settings in datasets:
+            if isinstance(settings, TreeSettings):
+                shutil.rmtree(os.path.join(settings.path, os.fsdecode(FOLDER)), ignore_errors=True)
+        return freed
 
     @staticmethod
     async def require(settings: DatasetSettings, *, force: bool) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import uuid
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from ha_sync.core.position import Epoch
 from ha_sync.database.durable import sync_folder, write_durably
@@ -25,14 +25,15 @@ class Serving:
     id: str
     epoch: Epoch
     based: bool  # what stood there before was a copy of the other node's
+    cluster: str = ""  # the pair that it belonged to; empty: none yet
 
 
-def begin(place: str, epoch: Epoch, *, based: bool) -> Serving:
+def begin(place: str, epoch: Epoch, *, based: bool, cluster: str = "") -> Serving:
     """This node serves the dataset whose state is in ``place``. What was said before of its base stays."""
     before = load(place)
-    serving = Serving(id=uuid.uuid4().hex, epoch=epoch, based=before.based if before is not None else based)
-    text = json.dumps({"id": serving.id, "epoch": serving.epoch, "based": serving.based})
-    write_durably(os.path.join(place, NAME), text.encode())
+    based = before.based if before is not None else based
+    serving = Serving(id=uuid.uuid4().hex, epoch=epoch, based=based, cluster=cluster)
+    write_durably(os.path.join(place, NAME), json.dumps(asdict(serving)).encode())
     return serving
 
 
@@ -41,7 +42,12 @@ def load(place: str) -> Serving | None:
     try:
         with open(os.path.join(place, NAME), "rb") as file:
             kept = json.loads(file.read())
-        return Serving(id=str(kept["id"]), epoch=Epoch(int(kept["epoch"])), based=bool(kept["based"]))
+        return Serving(
+            id=str(kept["id"]),
+            epoch=Epoch(int(kept["epoch"])),
+            based=bool(kept["based"]),
+            cluster=str(kept["cluster"]),
+        )
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):

@@ -60,7 +60,12 @@ class Divergences:
         self._report = report
         self.merging = Merging(self._archives.folder)
         caller = MergeCaller(node, link, membership=membership)
-        around = Around(role=lambda: node.role, send=caller.send, peer=lambda: link.address)
+        around = Around(
+            role=lambda: node.role,
+            send=caller.send,
+            peer=lambda: link.address,
+            cluster=lambda: found.cluster_id if (found := membership()) else "",
+        )
         node.keeper.promoted = self._promoted
         node.keeper.leaving = self.merging.leave
         self.merger = Merger(
@@ -70,6 +75,10 @@ class Divergences:
     def handler(self, gate: Gate, *, membership: Callable[[], Membership | None]) -> grpc.GenericRpcHandler[Any, Any]:
         """What the other node asks of this one on the peer port."""
         return MergeServicer(self._node, gate, self.merging, membership=membership, report=self._report).handler()
+
+    async def recover(self) -> None:
+        """Before anything else of the engine: a mailbox must not stay locked."""
+        await self.merger.recover()
 
     async def run(self) -> None:
         """Merges what can be merged, until cancelled."""

@@ -171,6 +171,7 @@ class _Engine:
             self._report("warning", "settings accepted with a notice", {"notice": notice})
         try:
             await self._packages.recover()
+            await self._divergences.recover()
             async with self._control_server(), asyncio.TaskGroup() as tasks:
                 if identity_exists(self._settings.node.state_dir):
                     await self._join_pair(tasks)

@@ -32,15 +32,19 @@ class Node:
             datasets=(self.tree,),
         )
         self.events: list[tuple[str, str, dict[str, object]]] = []
+        self.cluster = "one"
         self.keeper = self.restarted()
 
     def restarted(self) -> Keeper:
-        self.keeper = Keeper.of(self.settings, report=lambda *event: self.events.append(event))
+        self.keeper = Keeper.of(self.settings, cluster=lambda: self.cluster, report=self._report)
         return self.keeper
 
     @property
     def archives(self) -> Archives:
         return self.keeper.archives
+
+    def _report(self, severity: str, what: str, fields: dict[str, object]) -> None:
+        self.events.append((severity, what, fields))
 
     def serve(self, epoch: int) -> None:
         self.keeper.serve(self.tree, str(self.place), Epoch(epoch), based=True)
@@ -196,6 +200,24 @@ def test_a_change_of_role_ends_a_saving_and_keeps_the_mark(node):
     node.keeper._given_up.discard("recordings")
     assert node.keeper.is_own(node.tree, str(node.place))
     assert node.archives.listed() == []
+
+
+@pytest.mark.req("R13")
+def test_what_was_written_for_another_pair_is_no_divergence_of_this_one(node):
+    node.serve(1)
+    (node.root / "f").write_bytes(b"1")
+    node.cluster = "two"
+    assert node.save() is None
+    assert serving.load(str(node.place)) is None
+
+
+@pytest.mark.req("R13")
+def test_what_was_written_before_there_was_a_pair_belongs_to_the_first(node):
+    node.cluster = ""
+    node.serve(1)
+    (node.root / "f").write_bytes(b"1")
+    node.cluster = "one"
+    assert node.save().about.cluster == "one"
 
 
 @pytest.mark.req("R33")

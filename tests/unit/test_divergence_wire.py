@@ -162,6 +162,20 @@ async def test_a_node_that_leaves_its_role_merges_nothing_any_more(tmp_path: Pat
 
 
 @pytest.mark.req("R25")
+def test_what_a_crash_left_of_a_merge_goes_at_the_next_start(tmp_path: Path) -> None:
+    tree, folder = tmp_path / "tree", tmp_path / "divergence"
+    (tree / ".ha-merge").mkdir(parents=True)
+    (tree / ".ha-merge" / "1").write_bytes(b"staged")
+    (tree / "kept").write_bytes(b"kept")
+    (folder / ".staging-merge-t").mkdir(parents=True)
+    (folder / "1" / "t").mkdir(parents=True)
+    settings = TreeSettings(name=DatasetName("t"), path=str(tree), priority=Priority.RECORDINGS)
+    assert Merging(str(folder)).recover((settings,)) == ""
+    assert os.listdir(tree) == ["kept"]
+    assert os.listdir(folder) == ["1"]
+
+
+@pytest.mark.req("R25")
 async def test_the_process_of_a_merge_ends_with_its_task(tmp_path: Path) -> None:
     """It waits for a lock that nobody gives back; its task is cancelled; it is gone when that returns."""
     old, new = tmp_path / "old.db", tmp_path / "new.db"
