@@ -1,9 +1,8 @@
 """What a filesystem can hold of an object, and how two of different kinds are compared without flapping.
 
-A *representation* is what is left of an object where it lies: FAT keeps times of two seconds, no owners, modes, links or
-attributes, folds case, forbids characters and files from 4 GiB on. Two nodes compare what *both* can hold (``common``):
-``told`` gives that of an object, and is the same whether the object comes from the one side or from the other. What
-cannot be held at all has a ``refusal``. Kinds are the kernel's names; of an unknown one nothing is held back. Pure.
+A *representation* is what is left of an object where it lies: FAT keeps times of two seconds, no owners, modes, links
+or attributes, folds case, forbids characters and files from 4 GiB on. Two nodes compare what *both* can hold
+(``common``): ``told`` gives that of an object, the same whether the object comes from the one side or the other. What
 Times in nanoseconds since 1970, sizes in bytes.
 """
 
