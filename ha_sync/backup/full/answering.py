@@ -33,7 +33,7 @@ QUESTIONS_MAX = 16
 REST_S = 30.0
 RETRY_MIN_S = 0.1
 RETRY_MAX_S = 2.0
-ROLE_LOOK_S = 0.5
+ROLE_LOOK_S = 1.0
 
 
 class Call(Protocol):

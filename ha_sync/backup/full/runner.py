@@ -31,8 +31,9 @@ from ha_sync.logs.writer import wall_clock
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 0.5
-SCHEDULE_LOOK_S = 10.0
+LOOK_S = 1.0
+WATCH_S = 0.5
+SCHEDULE_LOOK_S = 15.0
 MAKE_UP_AFTER_S = 60.0
 """After its start an engine has better things to do than to make up for a run that was missed."""
 
@@ -558,7 +559,7 @@ class FullBackup:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
-    async def watch(self, run: str, *, every_s: float = LOOK_S) -> AsyncIterator[Standing]:
+    async def watch(self, run: str, *, every_s: float = WATCH_S) -> AsyncIterator[Standing]:
         """The state again and again; with ``run`` until that one is over."""
         while True:
             changed = self._changed
