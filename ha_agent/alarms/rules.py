@@ -24,6 +24,7 @@ from ha_agent.settings.values import Rates, Severity
 
 ALARMS_MAX = 256
 ENTRIES_MAX = 40
+RESTART_S = 60.0  # who raised an alarm needs a while after a restart to see again whether it stands
 
 
 class Rules:
@@ -49,9 +50,10 @@ class Rules:
         return self._bucket.tokens(now)
 
     def restore(self, alarms: Iterable[Alarm], *, now: float) -> None:
-        """What an earlier run knew: it must be raised anew to stand, what was not told yet still is."""
+        """What an earlier run knew: it must be raised anew within ``RESTART_S``, what was not told yet still is."""
+        gone_at = now + max(0.0, RESTART_S - self._rates.clear_after_s)
         for alarm in list(alarms)[:ALARMS_MAX]:
-            self._put(replace(alarm, gone_at=now, at=now, told_at=now))
+            self._put(replace(alarm, gone_at=gone_at, at=now, told_at=now))
             if alarm.pending:
                 self._await_flush(now)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ha_agent.alarms.meaning import BACKUP_ENDED, ENGINE_LOST, LINK, REFUSED, SILENT, SWITCH_ENDED, seen_of
@@ -189,11 +191,12 @@ def test_a_restart_neither_repeats_what_was_told_nor_forgets_what_was_not() -> N
     before = Play()
     before.at(0, raised("a"), raised("b"))
     before.at(10, raised("c"))
-    after = Play()
-    after.rules.restore(before.rules.alarms, now=0.0)
-    after.at(3, raised("a"), raised("c"))
-    after.at(1000)
-    assert after.told == [(5, [("raised", "c", 2)]), (60, [("cleared", "b", 1)])]
+    for clear_after_s in (0, 60):
+        after = Play(replace(RATES, clear_after_s=clear_after_s))
+        after.rules.restore(before.rules.alarms, now=0.0)
+        after.at(3, raised("a"), raised("c"))
+        after.at(1000)
+        assert after.told == [(5, [("raised", "c", 2)]), (60, [("cleared", "b", 1)])]
 
 
 # ---- meaning
