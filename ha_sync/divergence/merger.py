@@ -80,14 +80,20 @@ class Merger:
             await asyncio.sleep(LOOK_S)
 
     async def _look(self) -> None:
-        archives = await asyncio.to_thread(self.archives.listed)
-        self.notices = tuple(self.notice(item) for item in archives if item.open)
+        archives = await self._noticed()
         if self._settings.divergence.merge is Merge.MANUAL:
             return
         for archive in archives:
             if archive.to_merge and time.monotonic() >= self._again_at.get(archive.folder, 0.0):
                 with contextlib.suppress(HaSyncError):  # kept as the reason why it waits
                     await self.merge(archive, trigger=Trigger.REJOIN)
+                await self._noticed()
+
+    async def _noticed(self) -> list[Archive]:
+        """All archives; the status tells of those with which somebody has still something to do."""
+        archives = await asyncio.to_thread(self.archives.listed)
+        self.notices = tuple(self.notice(item) for item in archives if item.open)
+        return archives
 
     async def recover(self) -> None:
         """At the start of the engine, before anything is merged: what a crash left of a merge goes."""

@@ -122,8 +122,7 @@ def test_what_only_the_old_active_had_is_saved_and_merged_and_config_is_shown(pa
     assert ("files", "new", "new.conf", "") in told
     assert {line["dataset"] for line in shown["differences"]} == {"config", "files"}
     # The status reminds of it until somebody has decided.
-    notices = pair.a.status().notices
-    assert {text.split()[3] for text in notices} == {"config", "files"}
+    until(lambda: {text.split()[3] for text in pair.a.status().notices} == {"config", "files"}, "the notices")
     pair.a.command("divergence", "discard", "1", "--dataset", "config", "--yes")
     pair.a.command("divergence", "discard", "1", "--dataset", "files", "--yes")
     until(lambda: not pair.a.status().notices, "the end of the notice")
