@@ -21,6 +21,7 @@ import contextlib
 import datetime as dt
 import os
 import shutil
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ from ha_proto.sync.v1 import control_pb2 as pb
 from ha_sync.apply.pages.ledger import Ledger
 from ha_sync.backup.package.occupants import occupants
 from ha_sync.backup.package.plan import DatasetPlan, plan_of, plans_out
-from ha_sync.backup.package.swap import Swap, recover
+from ha_sync.backup.package.swap import Swap, recover, sweep
 from ha_sync.backup.package.work import Work
 from ha_sync.capture.tree.guard import RESTORED
 from ha_sync.config import DatasetSettings, SqliteSettings
@@ -110,6 +111,7 @@ class Packages:
         self._busy = ""
         self._restoring: asyncio.Task[None] | None = None
         self._finishing: asyncio.Task[None] | None = None
+        self._sweeping: asyncio.Task[None] | None = None
         self._interrupted = ""
         parts.agent.restoring.on_interrupt = self._interrupt
 
@@ -119,10 +121,12 @@ class Packages:
         if outcome:
             self._parts.report("warning", "a restore was cut off by the end of the engine", {"outcome": outcome})
         await asyncio.to_thread(shutil.rmtree, self._spool, ignore_errors=True)
+        self._begin_sweep()
 
     async def close(self) -> None:
         """Ends what runs: a restore is undone, or finished at the next start."""
-        running = [task for task in (self._restoring, self._finishing) if task is not None and not task.done()]
+        tasks = (self._restoring, self._finishing, self._sweeping)
+        running = [task for task in tasks if task is not None and not task.done()]
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
@@ -133,7 +137,7 @@ class Packages:
         """What there is, the bytes, and what was packed."""
         node, log = self._parts.node, self._parts.log
         self._require_exportable(allow_standby=request.allow_standby)
-        with self._occupied("an export"):
+        with self._occupied("an export", alone=False):
             plans = self._plans()
             now = time.monotonic()
             facts = {"datasets": ", ".join(plan.name for plan in plans)}
@@ -278,7 +282,7 @@ class Packages:
 
     async def restore(self, request: pb.RestorePackageRequest) -> AsyncGenerator[pb.PackageProgress, None]:
         """Progress, and at last what was restored."""
-        with self._occupied("a restore"):
+        with self._occupied("a restore", alone=True):
             progress = _Progress()
             self._interrupted = ""
             restoring = self._restoring = asyncio.create_task(self._restore(request, progress), name="restore")
@@ -336,9 +340,10 @@ class Packages:
             await self._exchange_names(swap, chosen)
         finally:
             if not swap.committed:
-                await _whole(asyncio.to_thread(swap.give_up))
-                if asked:
+                await self._give_up(swap)
+                if asked and not swap.is_open:
                     parts.agent.restoring.over()
+                self._begin_sweep()
 
     async def _exchange_names(self, swap: Swap, chosen: tuple[str, ...]) -> None:
         node = self._parts.node
@@ -349,13 +354,22 @@ class Packages:
                 await _whole(self._commit(swap))
             except BaseException as failed:
                 if not swap.committed:
-                    await _whole(asyncio.to_thread(swap.give_up))
+                    await self._give_up(swap)
                     raise
                 # Too late to be given up: the new data is the data, and what is left is done at the next start at last.
                 if not isinstance(failed, asyncio.CancelledError):
                     self._parts.report("error", "a restore is not tidied yet", {"reason": str(failed)})
             finally:
-                stillness.exchanged = swap.committed
+                stillness.exchanged = swap.committed or swap.is_open
+
+    async def _give_up(self, swap: Swap) -> None:
+        """Brings the data of before back. Where the disk does not let it, nothing captures or uses what is there."""
+        try:
+            await _whole(asyncio.to_thread(swap.give_up))
+        except OSError as error:
+            hint = "mend the disk and restart the engine: it tries again before it does anything else"
+            fields: dict[str, object] = {"reason": str(error), "hint": hint}
+            self._parts.report("error", "a restore could not be undone", fields)
 
     async def _commit(self, swap: Swap) -> None:
         # First the epoch: one that a crash makes useless is skipped, but data of a restore never bears the old one.
@@ -395,8 +409,26 @@ class Packages:
             run=done.run,
             notes=result["notes"],
         )
-        await _whole(asyncio.to_thread(done.swap.sweep))
         progress.phase = "done"
+        self._begin_sweep()
+
+    def _begin_sweep(self) -> None:
+        """Minutes, where there are a million files: nobody waits for it but the next restore."""
+        if self._sweeping is None or self._sweeping.done():
+            self._sweeping = asyncio.create_task(self._sweep(), name="restore: sweep")
+
+    async def _sweep(self) -> None:
+        stopped = threading.Event()
+        sweeping = asyncio.ensure_future(asyncio.to_thread(sweep, self._state_dir, stop=stopped.is_set))
+        try:
+            await asyncio.shield(sweeping)
+        except asyncio.CancelledError:
+            stopped.set()
+            await asyncio.gather(sweeping, return_exceptions=True)
+            raise
+        except (OSError, HaSyncError) as error:
+            fields: dict[str, object] = {"reason": str(error), "hint": "it is tried again when the engine starts"}
+            self._parts.report("error", "what a restore left could not be removed", fields)
 
     async def _raise_epoch(self) -> None:
         """The captures begin in it. With an agent it is the agent's to choose: it sees what is promised."""
@@ -452,10 +484,12 @@ class Packages:
             self._restoring.cancel()
 
     @contextlib.contextmanager
-    def _occupied(self, what: str) -> Iterator[None]:
-        if self._busy or (self._finishing is not None and not self._finishing.done()):
-            busy = self._busy or "a restore that is being finished"
-            raise WrongState(f"cannot begin {what}", reason=f"{busy} is going on")
+    def _occupied(self, what: str, *, alone: bool) -> Iterator[None]:
+        tasks = (self._finishing, self._sweeping if alone else None)
+        behind = any(task is not None and not task.done() for task in tasks)
+        if self._busy or behind:
+            busy = f"{self._busy} is going on" if self._busy else "a restore is still tidied up"
+            raise WrongState(f"cannot begin {what}", reason=busy, hint="try again in a while")
         self._busy = what
         try:
             yield

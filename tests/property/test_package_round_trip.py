@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ha_sync.backup.package import swap as swapping
-from ha_sync.backup.package.swap import recover
+from ha_sync.backup.package.swap import INTENT_NAME, SWEEPING, recover, sweep
 from tests.support.package_site import Looks, Site
 
 ROUNDS = int(os.environ.get("HA_SYNC_ROUNDS", "12"))
@@ -65,16 +66,19 @@ def test_a_restore_that_is_cut_off_at_any_step_leaves_the_data_before_or_after(
         own(node, "now")
         before = node.looks()
         present = only_own(before, node.looks(own=False))
-        with cut_off_at(step) as was_cut:
+        with cut_off_at(node, step) as was_cut:
             node.restore()
+        sweeping = was_cut == [SWEEPING]
         outcome = recover(node.state)
         found = node.looks()
-        if outcome == "rolled back" or (was_cut and not outcome):  # the latter: before it had begun
+        if outcome == "rolled back" or was_cut == ["before"]:
             assert found == before
         else:
             assert only_shared(found) == only_shared(exported)
             assert only_own(found, exported) == present
-            assert outcome == ("completed" if was_cut else "")
+            assert outcome == ("completed" if was_cut and not sweeping else "")
+        sweep(node.state)
+        assert node.looks() == found
         assert node.leftovers() == []
         assert recover(node.state) == ""
 
@@ -84,17 +88,17 @@ class CutOff(BaseException):
 
 
 @contextmanager
-def cut_off_at(step: int) -> Iterator[list[bool]]:
+def cut_off_at(node: Site, step: int) -> Iterator[list[str]]:
     """Every change of a name, and every note of the intent, is a step: before that many have been made, all ends."""
     taken = 0
-    was_cut: list[bool] = []
+    was_cut: list[str] = []
     originals = {name: getattr(swapping, name) for name in ("_move", "write_durably", "_forget", "_clear", "_apply")}
 
     def counted(name: str) -> object:
         def call(*arguments: object) -> None:
             nonlocal taken
             if taken == step:
-                was_cut.append(True)
+                was_cut.append(phase_of(node))
                 raise CutOff
             taken += 1
             originals[name](*arguments)
@@ -110,6 +114,13 @@ def cut_off_at(step: int) -> Iterator[list[bool]]:
     finally:
         for name, original in originals.items():
             setattr(swapping, name, original)
+
+
+def phase_of(node: Site) -> str:
+    try:
+        return str(json.loads(Path(node.state, INTENT_NAME).read_bytes())["phase"])
+    except FileNotFoundError:
+        return "before"
 
 
 def own(node: Site, content: str) -> None:
@@ -135,3 +146,27 @@ def only_shared(looks: Looks) -> Looks:
         for path, facts in looks.items()
         if "own-" not in path and path not in {"config.db/settings", "config.db/network", "files/kept", "files/."}
     }
+
+
+@pytest.mark.req("R24")
+@settings(max_examples=ROUNDS)
+@given(seed=SEEDS, change=SEEDS, step=st.integers(0, 40), again=st.integers(0, 40))
+def test_an_undoing_that_is_cut_off_is_undone_once_more(seed: int, change: int, step: int, again: int) -> None:
+    with site() as node:
+        node.furnish(seed)
+        node.export()
+        node.change(change)
+        own(node, "now")
+        before = node.looks()
+        with cut_off_at(node, step):
+            swap, _ = node.stage()
+            swap.exchange()
+        with cut_off_at(node, again):
+            recover(node.state)
+        recover(node.state)
+        assert node.looks() == before
+        with cut_off_at(node, 0):
+            sweep(node.state)
+        sweep(node.state)
+        assert node.looks() == before
+        assert node.leftovers() == []

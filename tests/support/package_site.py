@@ -14,7 +14,7 @@ from ha_sync.backup.package.format import Head
 from ha_sync.backup.package.plan import DatasetPlan
 from ha_sync.backup.package.reader import Package, Verified
 from ha_sync.backup.package.staging import Staged, Stager, require_room
-from ha_sync.backup.package.swap import Swap
+from ha_sync.backup.package.swap import Swap, sweep
 
 T0 = 1_700_000_000_000_000_000
 NAMES = ("a", "b", "a.b", "über", "x y", "new\nline", "-", "deep", "\udcff")
@@ -107,7 +107,7 @@ class Site:
         swap.exchange(forget=())
         swap.commit()
         swap.forget()
-        swap.sweep()
+        sweep(self.state)
         return staged
 
     # ---- looking

@@ -16,13 +16,15 @@ import pytest
 import zstandard
 
 from ha_sync.backup.package import databases, staging
+from ha_sync.backup.package import swap as swapping
 from ha_sync.backup.package.exporting import expect
 from ha_sync.backup.package.fit import NodeFacts, fit
 from ha_sync.backup.package.format import Described, Schema
 from ha_sync.backup.package.occupants import occupants
+from ha_sync.backup.package.places import Stopped
 from ha_sync.backup.package.plan import DatasetPlan, plans_in, plans_out
 from ha_sync.backup.package.reader import Package
-from ha_sync.backup.package.swap import INTENT_NAME, recover
+from ha_sync.backup.package.swap import INTENT_NAME, recover, sweep
 from ha_sync.backup.package.trees import TRIES, TreeReader
 from ha_sync.database.lockfree import LockFreeReader, Refusal, Rejected
 from ha_sync.errors import OperatorNeeded, Refused, Retryable
@@ -110,6 +112,7 @@ def test_a_damaged_database_is_packed_and_said_and_its_restore_is_refused(site: 
     with pytest.raises(Refused, match="damaged"):
         site.stage()
     recover(site.state)
+    sweep(site.state)
     assert site.looks_of_files() == before
 
 
@@ -299,6 +302,7 @@ def test_no_room_is_known_before_anything_is_written(site: Site, monkeypatch: py
     with pytest.raises(OperatorNeeded, match="no room to restore"):
         site.stage()
     assert recover(site.state) == "rolled back"
+    sweep(site.state)
     assert site.looks() == before
     assert site.leftovers() == []
     monkeypatch.setattr("ha_sync.backup.package.exporting._free", lambda _path: 1)
@@ -318,6 +322,8 @@ def test_an_own_file_that_would_have_no_folder_any_more_stops_the_restore(site: 
     with pytest.raises(Refused, match="has no folder where it lies"):
         swap.exchange()
     swap.give_up()
+    swap.give_up()  # again, as whoever called it first may call it
+    sweep(site.state)
     assert site.looks() == before
     assert site.leftovers() == []
 
@@ -361,3 +367,69 @@ def test_who_writes_to_the_data_is_named(site: Site) -> None:
 def test_plans_travel_as_they_are(site: Site) -> None:
     plans = (*site.plans, DatasetPlan(name="x", kind="tree", path="/x", mailboxes=True, mode=0o640, position="1/a/2"))
     assert plans_in(plans_out(plans)) == plans
+
+
+@pytest.mark.req("R24")
+def test_a_removal_that_was_told_to_stop_goes_on_where_it_was(site: Site) -> None:
+    for number in range(20):
+        Path(site.path("files"), f"f{number}").touch()
+    site.export()
+    before = site.looks(own=False)
+    swap, _ = site.stage()
+    swap.exchange()
+    swap.commit()
+    swap.forget()
+    left = 10
+
+    def stop() -> bool:
+        nonlocal left
+        left -= 1
+        return left < 0
+
+    with pytest.raises(Stopped):
+        sweep(site.state, stop=stop)
+    assert site.leftovers() != []
+    assert recover(site.state) == "", "it is over: nothing has to wait for the rest"
+    sweep(site.state)
+    assert site.leftovers() == []
+    assert site.looks(own=False) == before
+
+
+@pytest.mark.req("R24")
+def test_a_folder_without_permission_is_removed(site: Site) -> None:
+    folder = Path(site.path("files"), "closed")
+    folder.mkdir()
+    (folder / "f").touch()
+    site.export()
+    folder.chmod(0)
+    site.restore()
+    assert site.leftovers() == []
+
+
+@pytest.mark.req("R24")
+def test_data_that_could_not_be_brought_back_is_said_to_be_open(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.export()
+    before = site.looks()
+    swap, _ = site.stage()
+    real = swapping._move
+    calls: list[int] = []
+
+    def failing(source: bytes, target: bytes) -> None:
+        calls.append(1)
+        if len(calls) >= 3:
+            raise OSError(5, "Input/output error")
+        real(source, target)
+
+    monkeypatch.setattr(swapping, "_move", failing)
+    with pytest.raises(OSError, match="Input/output"):
+        swap.exchange()
+    with pytest.raises(OSError, match="Input/output"):
+        swap.give_up()
+    assert swap.is_open
+    assert not swap.committed
+    with pytest.raises(OperatorNeeded, match="cannot undo the restore"):
+        recover(site.state)
+    monkeypatch.setattr(swapping, "_move", real)
+    swap.give_up()
+    assert not swap.is_open
+    assert site.looks() == before

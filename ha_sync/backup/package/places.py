@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from ha_sync.backup.package.plan import DatasetPlan
 from ha_sync.errors import OperatorNeeded
 
 HIDDEN: Final = b".ha-restore"
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 COMPANIONS: Final = (b"-wal", b"-shm", b"-journal")
 
 
@@ -41,10 +41,10 @@ class Place:
             )  # fmt: skip
         return os.fsdecode(folder)
 
-    def clear(self) -> None:
-        """Removes all of it; what is not there is no fault."""
+    def clear(self, stop: Callable[[], bool]) -> None:
+        """Removes all of it; what is not there is no fault. Raises ``Stopped``."""
         if self.tree:
-            remove_tree(self.hidden)
+            remove_tree(self.hidden, stop)
             return
         for path in (self.new, self.old):
             for end in (b"", *COMPANIONS):
@@ -73,20 +73,32 @@ def times_kept(folder: bytes) -> Iterator[None]:
     os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def remove_tree(path: bytes) -> None:
-    """A folder with all below it; symlinks are removed, never followed."""
-    if os.path.lexists(path):
-        shutil.rmtree(path, onerror=_give_permission)
+class Stopped(Exception):
+    """A removal was told to stop; it goes on where it was when it is called again."""
 
 
-def _give_permission(function: Callable[..., Any], path: Any, failed: Any) -> None:
-    """A folder without permission for its owner, where this is not root: it is given, and the removal tried again."""
-    if not isinstance(failed[1], PermissionError):
-        raise failed[1]
-    folder = os.path.dirname(path)
-    os.chmod(folder, stat.S_IRWXU)
-    if function is os.open or function is os.scandir:
-        os.chmod(path, stat.S_IRWXU)
-        shutil.rmtree(path)
-        return
-    function(path)
+def remove_tree(path: bytes, stop: Callable[[], bool]) -> None:
+    """A folder with all below it; symlinks are removed, never followed. What is not there is no fault."""
+    parent = os.open(os.path.dirname(path), _DIRECTORY)
+    try:
+        _remove(parent, os.path.basename(path), stop)
+    except FileNotFoundError:
+        pass
+    finally:
+        os.close(parent)
+
+
+def _remove(parent: int, name: bytes, stop: Callable[[], bool]) -> None:
+    if stop():
+        raise Stopped
+    try:
+        os.unlink(name, dir_fd=parent)
+    except (IsADirectoryError, PermissionError):
+        fd = os.open(name, _DIRECTORY, dir_fd=parent)
+        try:
+            os.fchmod(fd, stat.S_IRWXU)  # where this is not root, its owner may have had no permission
+            for each in os.listdir(fd):
+                _remove(fd, os.fsencode(each), stop)
+        finally:
+            os.close(fd)
+        os.rmdir(name, dir_fd=parent)

@@ -5,7 +5,7 @@ An *intent* in ``state_dir`` says how far a restore is. It is durable before wha
     staging    content is being put beside the data     a crash: what was staged is removed
     swapping   names are being changed, as listed       a crash: they are changed back, in reverse order
     committed  the new data is the data                 a crash: what is left to do is done
-    sweeping   the old data is being removed            a crash: it is removed
+    sweeping   what is not needed any more is removed   a crash: it is removed
 
 ``recover`` brings whatever a crash left to one of the two ends; an engine calls it before it looks at any data. A
 change of names is undone only where it is seen to have been made, so that it may be undone twice. Whoever calls
@@ -19,7 +19,7 @@ import fnmatch
 import json
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -62,14 +62,17 @@ class Intent:
 
 
 class Swap:
-    """One restore. ``begin``, then staging, ``exchange``, ``commit``, ``forget``, ``sweep``; or ``give_up`` before."""
+    """One restore: ``begin``, staging, ``exchange``, ``commit``, ``forget``; or, before the commit, ``give_up``.
+
+    Both ways end with ``sweep``, which may take its time.
+    """
 
     def __init__(self, state_dir: str, plans: tuple[DatasetPlan, ...]) -> None:
         self._state_dir = state_dir
         self._path = os.path.join(state_dir, INTENT_NAME)
         self._plans = plans
         self._intent: Intent | None = None
-        self._committed = False
+        self._committed = self._is_open = False
 
     def begin(self) -> None:
         """Staging may begin. Raises OperatorNeeded where a folder is missing."""
@@ -80,12 +83,17 @@ class Swap:
         made = tuple(root for root in roots if not os.path.isdir(root))
         self._note(Intent(phase=STAGING, places=places, made=made))
         assert self._intent is not None
-        _clear(self._intent)
+        _clear(self._intent, _never)
 
     @property
     def committed(self) -> bool:
         """Whether the new data is the data."""
         return self._committed
+
+    @property
+    def is_open(self) -> bool:
+        """Whether names were changed and neither committed nor changed back: nobody may use the data."""
+        return self._is_open
 
     def choose(self, names: tuple[str, ...]) -> None:
         """Only these datasets were staged."""
@@ -107,6 +115,7 @@ class Swap:
         self._note(
             replace(self._intent, phase=SWAPPING, roots=tuple(roots), moves=tuple(moves), forget=forget, mark=mark)
         )
+        self._is_open = True
         for source, target in moves:
             _move(source, target)
         for plan in self._plans:
@@ -118,8 +127,8 @@ class Swap:
     def commit(self) -> None:
         """From here on the new data is the data."""
         assert self._intent is not None
-        self._note(replace(self._intent, phase=COMMITTED))
-        self._committed = True
+        self._note(replace(self._intent, phase=COMMITTED, made=()))
+        self._committed, self._is_open = True, False
 
     def forget(self) -> None:
         """What the captures remember is of the old data."""
@@ -127,18 +136,12 @@ class Swap:
         _forget(self._intent)
         self._note(replace(self._intent, phase=SWEEPING))
 
-    def sweep(self) -> None:
-        """Removes the old data. It may take its time."""
-        assert self._intent is not None
-        _end(self._path, self._intent)
-        self._intent = None
-
     def give_up(self) -> None:
-        """Everything is as it was before ``begin``. May be called at any time before ``commit``."""
-        if self._intent is not None:
-            assert self._intent.phase in {STAGING, SWAPPING}, self._intent.phase
-            _undo(self._path, self._intent)
-            self._intent = None
+        """The data is as it was before ``begin``. May be called at any time before ``commit``, also again."""
+        if self._intent is not None and self._intent.phase in {STAGING, SWAPPING}:
+            _undo(self._intent)
+            self._is_open = False
+            self._note(_undone(self._intent))
 
     def _note(self, intent: Intent) -> None:
         write_durably(self._path, _out(intent))
@@ -148,26 +151,48 @@ class Swap:
 def recover(state_dir: str) -> str:
     """What a crash left of a restore is finished or undone; returns which: ``completed``, ``rolled back`` or empty.
 
-    Raises OperatorNeeded where it cannot be: then nothing may be captured or applied.
+    Quick, since an engine and the phones wait for it; what is left is removed by ``sweep``. Raises OperatorNeeded where
+    it cannot be: then nothing may be captured or applied.
     """
     path = os.path.join(state_dir, INTENT_NAME)
-    try:
-        with open(path, "rb") as file:
-            intent = _in(file.read())
-    except FileNotFoundError:
+    intent = _read(path)
+    if intent is None or intent.phase == SWEEPING:
         return ""
-    except (ValueError, KeyError, TypeError) as error:
-        raise _stuck(path, f"it cannot be read: {error!r}") from error
     try:
-        if intent.phase in {STAGING, SWAPPING}:
-            _undo(path, intent)
-            return "rolled back"
         if intent.phase == COMMITTED:
             _forget(intent)
-        _end(path, intent)
+            write_durably(path, _out(replace(intent, phase=SWEEPING)))
+            return "completed"
+        _undo(intent)
+        write_durably(path, _out(_undone(intent)))
     except OSError as error:
         raise _stuck(path, str(error)) from error
-    return "completed"
+    return "rolled back"
+
+
+def sweep(state_dir: str, *, stop: Callable[[], bool] = lambda: False) -> None:
+    """Removes what a restore has left, if it is over. Raises ``Stopped`` as soon as ``stop`` says so, OSError."""
+    path = os.path.join(state_dir, INTENT_NAME)
+    intent = _read(path)
+    if intent is None or intent.phase != SWEEPING:
+        return
+    _clear(intent, stop)
+    for made in intent.made:
+        with contextlib.suppress(OSError):
+            os.rmdir(made)
+    drop(f"{path}.own")
+    os.unlink(path)
+    sync_folder(state_dir)
+
+
+def _read(path: str) -> Intent | None:
+    try:
+        with open(path, "rb") as file:
+            return _in(file.read())
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise _stuck(path, f"it cannot be read: {error!r}") from error
 
 
 def _stuck(path: str, reason: str) -> OperatorNeeded:
@@ -179,46 +204,37 @@ def _stuck(path: str, reason: str) -> OperatorNeeded:
     )
 
 
-def _undo(path: str, intent: Intent) -> None:
+def _undo(intent: Intent) -> None:
     for source, target in reversed(intent.moves):
         was_made = _exists(target) and not _exists(source) and _exists(os.path.dirname(source))
         if was_made:
             _move(target, source)
     _sync_folders(intent.moves)
-    _clear(intent)
     for root in intent.roots:
-        with contextlib.suppress(FileNotFoundError):
-            _apply(root.path, root.metadata)
-    for made in intent.made:
-        with contextlib.suppress(OSError):
-            os.rmdir(made)
-    _drop(path)
+        _apply(root.path, root.metadata)
 
 
-def _end(path: str, intent: Intent) -> None:
-    _clear(intent)
-    _drop(path)
+def _undone(intent: Intent) -> Intent:
+    return Intent(phase=SWEEPING, places=intent.places, made=intent.made)
 
 
-def _clear(intent: Intent) -> None:
+def _never() -> bool:
+    return False
+
+
+def _clear(intent: Intent, stop: Callable[[], bool]) -> None:
     for place in intent.places:
         folder = place.path if place.tree else os.path.dirname(place.path)
         if os.path.isdir(folder):
             with times_kept(folder):
-                place.clear()
+                place.clear(stop)
             sync_folder(os.fsdecode(folder))
-
-
-def _drop(path: str) -> None:
-    drop(f"{path}.own")
-    os.unlink(path)
-    sync_folder(os.path.dirname(path))
 
 
 def _forget(intent: Intent) -> None:
     for path in intent.forget:
         if os.path.isdir(path) and not os.path.islink(path):
-            remove_tree(path)
+            remove_tree(path, _never)
             continue
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
