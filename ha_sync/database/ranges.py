@@ -64,7 +64,13 @@ def cut(hasher: Hasher, rows: int, *, within: Span = EVERYTHING) -> Iterator[tup
     after = within.after
     while True:
         found, upto = hasher.next(Span(after=after, upto=within.upto), rows)
-        if upto is None and within.upto is None and rows > RANGE_ROWS_MIN and found.rows >= RANGE_ROWS_MIN:
+        if (
+            hasher.cuts
+            and upto is None
+            and within.upto is None
+            and rows > RANGE_ROWS_MIN
+            and found.rows >= RANGE_ROWS_MIN
+        ):
             rows = max(RANGE_ROWS_MIN, 1 << ((found.rows - 1).bit_length() - 1))
             continue
         yield Span(after=after, upto=upto or within.upto), found

@@ -94,6 +94,11 @@ class Hasher:
             run(self._db, "DROP TABLE sum.r")
         # Else the caller's transaction may have gone, and the attached database follows it.
 
+    @property
+    def cuts(self) -> bool:
+        """Whether there is a key to cut ranges by; else the table is one range."""
+        return bool(self._keys)
+
     def digest(self, span: Span, *, rows_max: int = ROWS_ALL, size_max: int = ROWS_ALL) -> Digest:
         """The rows of ``span``; where there are more than the maxima, of the first ones."""
         with self._image():
@@ -103,7 +108,7 @@ class Hasher:
     def next(self, span: Span, rows: int) -> tuple[Digest, Key | None]:
         """The first ``rows`` rows of a span, or fewer large ones, and the last one's key; None where the span ends."""
         with self._image():
-            found, more = self._fill(span, rows, IMAGE_BYTES)
+            found, more = self._fill(span, rows if self.cuts else ROWS_ALL, IMAGE_BYTES)
             upto = self._last_key() if more else None
             return self._digest(found, whole=True), upto
 

@@ -57,6 +57,9 @@ async def test_nothing_is_found_in_equal_databases(tmp_path: Path) -> None:
             assert run.findings == []
             assert (examined.objects, examined.differing) == (ROWS, 0)
             assert run.barriers == 1
+            assert run.expected[0] == run.objects == ROWS
+            assert 0 < run.content_bytes <= run.expected[1]
+            assert run.spent >= run.content_bytes - run.expected[1] // 3
             _, run = await examination.run(depth=Depth.METADATA)
         assert run.objects == 0
 
@@ -413,8 +416,12 @@ async def test_a_table_without_any_usable_key_is_compared_as_a_whole(tmp_path: P
             assert run.findings == []
             behind_our_back(pair.standby, "UPDATE h SET oid = '3' WHERE rowid = 1")
             _, run = await examination.run()
-        assert run.told() == {("h: 3 rows", Fault.CONTENT, Side.STANDBY, True)}
-        await equal(pair)
+            assert run.told() == {("h: 3 rows", Fault.CONTENT, Side.STANDBY, True)}
+            many = "WITH s(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM s WHERE x < 5000)"
+            write(pair.active, f"{many} INSERT INTO h SELECT x, x, x FROM s")
+            await equal(pair)
+            examined, run = await examination.run()
+            assert (run.findings, examined.objects) == ([], 5003)
 
 
 @pytest.mark.req("R31")

@@ -53,18 +53,20 @@ class LocalRun:
         self.findings: list[Finding] = []
         self.spent = 0
         self.objects = 0
+        self.content_bytes = 0
         self.barriers = 0
+        self.expected = (0, 0)
         self.equal_until_unix_s: float | None = 12.0
 
     async def spend(self, content_bytes: int) -> None:
         self.spent += content_bytes
 
     def advance(self, *, objects: int, content_bytes: int) -> None:
-        del content_bytes
         self.objects += objects
+        self.content_bytes += content_bytes
 
     def expect(self, *, objects: int, content_bytes: int) -> None:
-        pass
+        self.expected = (objects, content_bytes)
 
     def found(self, finding: Finding) -> None:
         self.findings.append(finding)

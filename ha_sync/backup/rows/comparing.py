@@ -169,18 +169,25 @@ class TableExamination:
             return [unit]
         if unit.here.rows <= RANGE_ROWS_MIN:
             return await self._rows_of(unit, most=SINGLE_MAX)
+        differing = await self._fine(unit)
+        if len(differing) > FINE_MAX:
+            return [unit]
+        return [found for part in differing for found in await self._rows_of(part, most=SINGLE_MAX)]
+
+    async def _fine(self, unit: _Unit) -> list[_Unit]:
+        """The shorter ranges of a range that differ."""
         reader = self.sides.reader
         await self.sides.run.spend(_bytes_of(unit.here))
         fine = await reader.in_thread(reader.ranges, self.table, RANGE_ROWS_MIN, unit.span, RANGE_ROWS_MAX)
         answers = await self.sides.questions.ranges(self.table, fine)
-        differing = [
+        return [
             _Unit(span=span, here=here, there=there)
             for (span, here), there in zip(fine, answers, strict=True)
             if not there.equals(here)
         ]
-        if len(differing) > FINE_MAX:
-            return [unit]
-        return [found for part in differing for found in await self._rows_of(part, most=SINGLE_MAX)]
+
+    async def _rows_of_all(self, unit: _Unit) -> list[_Unit]:
+        return await self._rows_of(unit, most=ROWS_MAX)
 
     async def _rows_of(self, unit: _Unit, *, most: int) -> list[_Unit]:
         """The rows that differ, or the range itself where they are more than ``most``."""
@@ -205,16 +212,19 @@ class TableExamination:
 
     async def _judge(self, units: list[_Unit], since: int) -> None:
         """Finds out which units hold still and differ all the same, and repairs them."""
-        real, moving, since = await self._settled(units, since)
-        # A range that never holds still may hold rows that do, and are wrong.
-        ranges = [unit for unit in moving if not unit.span.only]
-        rows = [row for unit in ranges for row in await self._rows_of(unit, most=ROWS_MAX)]
-        if rows:
-            further, rows, since = await self._settled(rows, since)
-            real += further
-        moving = [unit for unit in moving if unit.span.only] + rows
-        self.sides.tally.in_motion += sum(unit.rows for unit in moving)
-        await self._resend([unit for unit in rows if not unit.span.only])  # too large to tell: to be sure
+        real: list[_Unit] = []
+        moving: list[_Unit] = []
+        for split in (self._fine, self._rows_of_all, None):
+            found, still, since = await self._settled(units, since)
+            real += found
+            moving += [unit for unit in still if unit.span.only]
+            units = [unit for unit in still if not unit.span.only]
+            if not units or split is None or self.table.keyed is Keyed.WHOLE:
+                break
+            # A range that never holds still may hold rows that do, and are wrong.
+            units = [part for unit in units for part in await split(unit)]
+        self.sides.tally.in_motion += sum(unit.rows for unit in (*moving, *units))
+        await self._resend(units)  # too large to tell: to be sure
         for portion in _portions(real):
             await self._repair(portion)
         for unit in real:
