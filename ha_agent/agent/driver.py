@@ -249,7 +249,7 @@ class Agent:
             self._deeds.look_whether_held()
         elif any(isinstance(one.what, AddressFacts) for one in changes if not isinstance(one, Overflow)):
             # Each of our renewals is told to be an address that comes; one that somebody else adds must be seen.
-            self._deeds.look_whether_held(unless_seen_since=self.state.now - LOOK_EVERY_S)
+            self._deeds.look_whether_held(unless_seen_since=self._clock() - LOOK_EVERY_S)
 
     def engine_reported(self, report: pb.EngineReport) -> None:
         """The engine says how its data is."""
