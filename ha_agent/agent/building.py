@@ -41,7 +41,7 @@ from ha_agent.heartbeat.channel import Channel
 from ha_agent.heartbeat.datagram import PathSpec
 from ha_agent.heartbeat.seal import Pair
 from ha_agent.logs import AgentLogs
-from ha_agent.memory import BookStore, Membership
+from ha_agent.memory import BookStore, Membership, window
 from ha_agent.memory.book import kernel_boot_id
 from ha_agent.services import Services
 from ha_agent.settings import OwnAddress, PairSettings, PathSettings, Settings, against_interface, shared_digest
@@ -149,7 +149,7 @@ async def build(
     found = await holder.find()
     link = parts.links.look(pair.interface)
     state, actions = begin(
-        arbiter_settings(settings, pair),
+        arbiter_settings(settings, pair, upgrading=window.is_open(settings.node.state_dir)),
         memory.book,
         now=clock(),
         boot=boot,
@@ -223,7 +223,7 @@ def check_machine(pair: PairSettings, *, proc_dir: str) -> Machine:
         raise ConfigFault(
             "ha.toml", (f"ha.interface = {pair.interface}: there is no such interface: name one of this machine's",)
         )
-    judged = against_interface(pair, _own_addresses(addresses))
+    judged = against_interface(pair, own_addresses(addresses))
     if judged.faults:
         raise ConfigFault("ha.toml", judged.faults)
     if pair.cluster_addresses:
@@ -231,14 +231,16 @@ def check_machine(pair: PairSettings, *, proc_dir: str) -> Machine:
     return Machine(mac=Mac(link.mac), warnings=judged.warnings)
 
 
-def _check_capabilities(proc_dir: str) -> None:
+def missing_rights(proc_dir: str) -> list[str]:
+    """Of those that the cluster IP needs, what this process lacks."""
     with open(os.path.join(proc_dir, "self/status"), encoding="utf-8", errors="replace") as file:
         effective = next((int(line.split()[1], 16) for line in file if line.startswith("CapEff:")), 0)
-    missing = [
-        name
-        for name, bit in (("CAP_NET_ADMIN", CAP_NET_ADMIN), ("CAP_NET_RAW", CAP_NET_RAW))
-        if not effective >> bit & 1
-    ]
+    wanted = (("CAP_NET_ADMIN", CAP_NET_ADMIN), ("CAP_NET_RAW", CAP_NET_RAW))
+    return [name for name, bit in wanted if not effective >> bit & 1]
+
+
+def _check_capabilities(proc_dir: str) -> None:
+    missing = missing_rights(proc_dir)
     if missing:
         raise OperatorNeeded(
             "cannot hold the cluster IP",
@@ -247,7 +249,8 @@ def _check_capabilities(proc_dir: str) -> None:
         )
 
 
-def _own_addresses(addresses: tuple[AddressFacts, ...]) -> list[OwnAddress]:
+def own_addresses(addresses: tuple[AddressFacts, ...]) -> list[OwnAddress]:
+    """What this machine has now, with the names of its interfaces."""
     found = []
     for one in addresses:
         try:

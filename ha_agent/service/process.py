@@ -21,14 +21,16 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from ha_agent.agent import build
+from ha_agent.agent.facts import with_vendor
 from ha_agent.alarms.desk import Desk, opened
 from ha_agent.errors import OperatorNeeded
 from ha_agent.logs import FILE_NAME, AgentLogs, open_logs
 from ha_agent.memory import await_membership
+from ha_agent.service.life import LifeServicer
 from ha_agent.service.servicer import AgentServicer
 from ha_agent.service.settings import SettingsServicer
 from ha_agent.settings import Settings
-from ha_proto.agent.v1 import agent_pb2, agent_pb2_grpc, settings_pb2, settings_pb2_grpc
+from ha_proto.agent.v1 import agent_pb2, agent_pb2_grpc, life_pb2, life_pb2_grpc, settings_pb2, settings_pb2_grpc
 
 SOCKET_MODE = 0o660
 STOP_GRACE_S = 1.0
@@ -63,8 +65,12 @@ async def run(settings: Settings, stopping: Stopping, *, path: str, on_tick: Cal
         logs = open_logs(os.path.join(settings.node.state_dir, "logs", FILE_NAME))
         try:
             keeper = SettingsServicer(settings, path, logs.events.append)
-            async with opened(settings, logs.events) as desk, _served(settings, logs, desk, keeper) as servicer:
-                await _run(settings, logs, servicer, stopping, keeper=keeper, on_tick=on_tick)
+            life = LifeServicer(settings, path, keeper, logs.events.append)
+            async with (
+                opened(settings, logs.events) as desk,
+                _served(settings, logs, desk, keeper, life) as servicer,
+            ):
+                await _run(settings, logs, servicer, stopping, keeper=keeper, life=life, on_tick=on_tick)
         finally:
             await asyncio.to_thread(logs.close)
 
@@ -76,6 +82,7 @@ async def _run(
     stopping: Stopping,
     *,
     keeper: SettingsServicer,
+    life: LifeServicer,
     on_tick: Callable[[], None],
 ) -> None:
     if settings.pair is None:
@@ -85,9 +92,10 @@ async def _run(
     member = await _idle(await_membership(settings.node.state_dir), stopping, on_tick)
     if member is None:
         return
-    agent = await build(settings, member, logs, desk=servicer.desk, on_tick=on_tick)
+    agent = await build(await with_vendor(settings), member, logs, desk=servicer.desk, on_tick=on_tick)
     stopping.on_ask = agent.stop
     servicer.entered(agent)
+    life.entered(agent)
     if stopping.asked.is_set():
         agent.stop()
     following = asyncio.create_task(keeper.follow(agent))
@@ -96,6 +104,10 @@ async def _run(
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
+    if life.dissolved:
+        servicer.off()
+        life.ended()
+        await _idle(stopping.asked.wait(), stopping, on_tick)
 
 
 async def _idle(work: Coroutine[Any, Any, _Result], stopping: Stopping, on_tick: Callable[[], None]) -> _Result | None:
@@ -112,7 +124,7 @@ async def _idle(work: Coroutine[Any, Any, _Result], stopping: Stopping, on_tick:
 
 @contextlib.asynccontextmanager
 async def _served(
-    settings: Settings, logs: AgentLogs, desk: Desk, keeper: SettingsServicer
+    settings: Settings, logs: AgentLogs, desk: Desk, keeper: SettingsServicer, life: LifeServicer
 ) -> AsyncIterator[AgentServicer]:
     path = settings.node.socket_path
     _clear_stale_socket(path)
@@ -120,7 +132,9 @@ async def _served(
     servicer = AgentServicer(settings, logs, desk)
     agent_pb2_grpc.add_AgentServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
     settings_pb2_grpc.add_SettingsServiceServicer_to_server(keeper, server)  # type: ignore[no-untyped-call]
+    life_pb2_grpc.add_LifeServiceServicer_to_server(life, server)  # type: ignore[no-untyped-call]
     names = [
+        life_pb2.DESCRIPTOR.services_by_name["LifeService"].full_name,
         agent_pb2.DESCRIPTOR.services_by_name["AgentService"].full_name,
         settings_pb2.DESCRIPTOR.services_by_name["SettingsService"].full_name,
     ]

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 from ha_agent.agent import Agent
 from ha_agent.alarms.desk import Desk
@@ -43,6 +44,11 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         """The agent runs."""
         self._agent = agent
         self._ready.set()
+
+    def off(self) -> None:
+        """The pair was dissolved: HA is off from now on."""
+        self._settings = replace(self._settings, pair=None)
+        self._agent = None
 
     def _running(self) -> Agent:
         if self._agent is not None:

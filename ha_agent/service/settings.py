@@ -118,6 +118,18 @@ class SettingsServicer(settings_pb2_grpc.SettingsServiceServicer):
         else:
             answer.calls_fault = f"calls_command: {done.reason}: {number[:80]!r} is no number of calls"
 
+    async def switch_off(self) -> list[str]:
+        """``enabled = false``, whatever the role; what was done. The rest of the file stays for the next pair."""
+        async with self._one_at_a_time:
+            change = Change(place=document.place_of("ha.enabled"), value="false")
+            made = await asyncio.to_thread(saving.draft, self._path, (change,))
+            if not made.differences:
+                return []
+            if made.faults:
+                raise ConfigFault(self._path, made.faults)
+            await asyncio.to_thread(saving.save, self._path, made)
+            return [f"ha.enabled in {self._path}"]
+
     # ---- shared
 
     @unary

@@ -108,6 +108,11 @@ class Services:
             self._allow(f"active in epoch {epoch}")
             return await self._start(self._switched, {"HA_EPOCH": str(epoch)})
 
+    async def start_alone(self) -> Outcome:
+        """There is no pair any more: the start hooks, with nothing that allows or forbids."""
+        async with self._lock:
+            return await self._start(self._switched, {})
+
     async def stop(self) -> Outcome:
         """A step-down: forbid, then stop in the reverse order. The stop hooks must do nothing to what is stopped."""
         async with self._lock:

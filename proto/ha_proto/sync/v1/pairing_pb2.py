@@ -22,23 +22,26 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from ha_proto.sync.v1 import life_pb2 as ha__proto_dot_sync_dot_v1_dot_life__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eha_proto/sync/v1/pairing.proto\x12\x10ha_proto.sync.v1\"\xbb\x01\n\x0bJoinRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x10\n\x08token_id\x18\x02 \x01(\t\x12\x13\n\x0btoken_proof\x18\x03 \x01(\x0c\x12\x1b\n\x13\x63\x65rtificate_request\x18\x04 \x01(\x0c\x12\x0f\n\x07node_id\x18\x05 \x01(\t\x12\x11\n\tnode_name\x18\x06 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x07 \x01(\t\x12\x0b\n\x03mac\x18\x08 \x01(\t\x12\x14\n\x0cstation_type\x18\t \x01(\t\"\xb7\x01\n\x0cJoinResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\x12\x16\n\x0e\x63\x61_certificate\x18\x03 \x01(\x0c\x12\x0e\n\x06\x63\x61_key\x18\x04 \x01(\x0c\x12\x15\n\rheartbeat_key\x18\x05 \x01(\x0c\x12\x17\n\x0finviter_node_id\x18\x06 \x01(\t\x12\x17\n\x0finviter_address\x18\x07 \x01(\t\x12\r\n\x05\x65poch\x18\x08 \x01(\x04\"+\n\x0cRenewRequest\x12\x1b\n\x13\x63\x65rtificate_request\x18\x01 \x01(\x0c\"$\n\rRenewResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x32\xa1\x01\n\x0ePairingService\x12\x45\n\x04Join\x12\x1d.ha_proto.sync.v1.JoinRequest\x1a\x1e.ha_proto.sync.v1.JoinResponse\x12H\n\x05Renew\x12\x1e.ha_proto.sync.v1.RenewRequest\x1a\x1f.ha_proto.sync.v1.RenewResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eha_proto/sync/v1/pairing.proto\x12\x10ha_proto.sync.v1\x1a\x1bha_proto/sync/v1/life.proto\"\xbb\x01\n\x0bJoinRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x10\n\x08token_id\x18\x02 \x01(\t\x12\x13\n\x0btoken_proof\x18\x03 \x01(\x0c\x12\x1b\n\x13\x63\x65rtificate_request\x18\x04 \x01(\x0c\x12\x0f\n\x07node_id\x18\x05 \x01(\t\x12\x11\n\tnode_name\x18\x06 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x07 \x01(\t\x12\x0b\n\x03mac\x18\x08 \x01(\t\x12\x14\n\x0cstation_type\x18\t \x01(\t\"\xe3\x01\n\x0cJoinResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\x12\x16\n\x0e\x63\x61_certificate\x18\x03 \x01(\x0c\x12\x0e\n\x06\x63\x61_key\x18\x04 \x01(\x0c\x12\x15\n\rheartbeat_key\x18\x05 \x01(\x0c\x12\x17\n\x0finviter_node_id\x18\x06 \x01(\t\x12\x17\n\x0finviter_address\x18\x07 \x01(\t\x12\r\n\x05\x65poch\x18\x08 \x01(\x04\x12*\n\x06shared\x18\t \x03(\x0b\x32\x1a.ha_proto.sync.v1.Document\"\"\n\x0e\x45xamineRequest\x12\x10\n\x08token_id\x18\x01 \x01(\t\"+\n\x0cRenewRequest\x12\x1b\n\x13\x63\x65rtificate_request\x18\x01 \x01(\x0c\"$\n\rRenewResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x32\xeb\x01\n\x0ePairingService\x12\x45\n\x04Join\x12\x1d.ha_proto.sync.v1.JoinRequest\x1a\x1e.ha_proto.sync.v1.JoinResponse\x12H\n\x07\x45xamine\x12 .ha_proto.sync.v1.ExamineRequest\x1a\x1b.ha_proto.sync.v1.NodeFacts\x12H\n\x05Renew\x12\x1e.ha_proto.sync.v1.RenewRequest\x1a\x1f.ha_proto.sync.v1.RenewResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ha_proto.sync.v1.pairing_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_JOINREQUEST']._serialized_start=53
-  _globals['_JOINREQUEST']._serialized_end=240
-  _globals['_JOINRESPONSE']._serialized_start=243
-  _globals['_JOINRESPONSE']._serialized_end=426
-  _globals['_RENEWREQUEST']._serialized_start=428
-  _globals['_RENEWREQUEST']._serialized_end=471
-  _globals['_RENEWRESPONSE']._serialized_start=473
-  _globals['_RENEWRESPONSE']._serialized_end=509
-  _globals['_PAIRINGSERVICE']._serialized_start=512
-  _globals['_PAIRINGSERVICE']._serialized_end=673
+  _globals['_JOINREQUEST']._serialized_start=82
+  _globals['_JOINREQUEST']._serialized_end=269
+  _globals['_JOINRESPONSE']._serialized_start=272
+  _globals['_JOINRESPONSE']._serialized_end=499
+  _globals['_EXAMINEREQUEST']._serialized_start=501
+  _globals['_EXAMINEREQUEST']._serialized_end=535
+  _globals['_RENEWREQUEST']._serialized_start=537
+  _globals['_RENEWREQUEST']._serialized_end=580
+  _globals['_RENEWRESPONSE']._serialized_start=582
+  _globals['_RENEWRESPONSE']._serialized_end=618
+  _globals['_PAIRINGSERVICE']._serialized_start=621
+  _globals['_PAIRINGSERVICE']._serialized_end=856
 # @@protoc_insertion_point(module_scope)

@@ -3,8 +3,11 @@
 isort:skip_file
 Joining a pair and renewing certificates: the peer port, TLS."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
+from ha_proto.sync.v1 import life_pb2 as _life_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -75,6 +78,7 @@ class JoinResponse(_message.Message):
     INVITER_NODE_ID_FIELD_NUMBER: _builtins.int
     INVITER_ADDRESS_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    SHARED_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.str
     certificate: _builtins.bytes
     """DER"""
@@ -87,6 +91,10 @@ class JoinResponse(_message.Message):
     inviter_node_id: _builtins.str
     inviter_address: _builtins.str
     epoch: _builtins.int
+    @_builtins.property
+    def shared(self) -> _containers.RepeatedCompositeFieldContainer[_life_pb2.Document]:
+        """settings and accounts of the pair, where the inviter has them"""
+
     def __init__(
         self,
         *,
@@ -98,14 +106,34 @@ class JoinResponse(_message.Message):
         inviter_node_id: _builtins.str = ...,
         inviter_address: _builtins.str = ...,
         epoch: _builtins.int = ...,
+        shared: _abc.Iterable[_life_pb2.Document] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_certificate", b"ca_certificate", "ca_key", b"ca_key", "certificate", b"certificate", "cluster_id", b"cluster_id", "epoch", b"epoch", "heartbeat_key", b"heartbeat_key", "inviter_address", b"inviter_address", "inviter_node_id", b"inviter_node_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_certificate", b"ca_certificate", "ca_key", b"ca_key", "certificate", b"certificate", "cluster_id", b"cluster_id", "epoch", b"epoch", "heartbeat_key", b"heartbeat_key", "inviter_address", b"inviter_address", "inviter_node_id", b"inviter_node_id", "shared", b"shared"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JoinResponse: _TypeAlias = JoinResponse  # noqa: Y015
+
+@_typing.final
+class ExamineRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    token_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        token_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token_id", b"token_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExamineRequest: _TypeAlias = ExamineRequest  # noqa: Y015
 
 @_typing.final
 class RenewRequest(_message.Message):

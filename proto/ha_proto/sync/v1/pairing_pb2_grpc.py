@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from ha_proto.sync.v1 import life_pb2 as ha__proto_dot_sync_dot_v1_dot_life__pb2
 from ha_proto.sync.v1 import pairing_pb2 as ha__proto_dot_sync_dot_v1_dot_pairing__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -39,6 +40,11 @@ class PairingServiceStub:
                 request_serializer=ha__proto_dot_sync_dot_v1_dot_pairing__pb2.JoinRequest.SerializeToString,
                 response_deserializer=ha__proto_dot_sync_dot_v1_dot_pairing__pb2.JoinResponse.FromString,
                 _registered_method=True)
+        self.Examine = channel.unary_unary(
+                '/ha_proto.sync.v1.PairingService/Examine',
+                request_serializer=ha__proto_dot_sync_dot_v1_dot_pairing__pb2.ExamineRequest.SerializeToString,
+                response_deserializer=ha__proto_dot_sync_dot_v1_dot_life__pb2.NodeFacts.FromString,
+                _registered_method=True)
         self.Renew = channel.unary_unary(
                 '/ha_proto.sync.v1.PairingService/Renew',
                 request_serializer=ha__proto_dot_sync_dot_v1_dot_pairing__pb2.RenewRequest.SerializeToString,
@@ -51,6 +57,13 @@ class PairingServiceServicer:
 
     def Join(self, request, context):
         """The second node asks to join; its connection is authenticated by the one-time token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Examine(self, request, context):
+        """What the inviter's machine is like, for the joiner's preflight; authenticated by the token, which is not used up.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -70,6 +83,11 @@ def add_PairingServiceServicer_to_server(servicer, server):
                     servicer.Join,
                     request_deserializer=ha__proto_dot_sync_dot_v1_dot_pairing__pb2.JoinRequest.FromString,
                     response_serializer=ha__proto_dot_sync_dot_v1_dot_pairing__pb2.JoinResponse.SerializeToString,
+            ),
+            'Examine': grpc.unary_unary_rpc_method_handler(
+                    servicer.Examine,
+                    request_deserializer=ha__proto_dot_sync_dot_v1_dot_pairing__pb2.ExamineRequest.FromString,
+                    response_serializer=ha__proto_dot_sync_dot_v1_dot_life__pb2.NodeFacts.SerializeToString,
             ),
             'Renew': grpc.unary_unary_rpc_method_handler(
                     servicer.Renew,
@@ -104,6 +122,33 @@ class PairingService:
             '/ha_proto.sync.v1.PairingService/Join',
             ha__proto_dot_sync_dot_v1_dot_pairing__pb2.JoinRequest.SerializeToString,
             ha__proto_dot_sync_dot_v1_dot_pairing__pb2.JoinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Examine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ha_proto.sync.v1.PairingService/Examine',
+            ha__proto_dot_sync_dot_v1_dot_pairing__pb2.ExamineRequest.SerializeToString,
+            ha__proto_dot_sync_dot_v1_dot_life__pb2.NodeFacts.FromString,
             options,
             channel_credentials,
             insecure,
