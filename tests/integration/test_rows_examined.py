@@ -13,8 +13,10 @@ from pathlib import Path
 import apsw
 import pytest
 
+from ha_sync.backup.rows.reading import ActiveReader
 from ha_sync.config.settings import NodeLocalRows
 from ha_sync.core.examine import Depth, Fault, Side
+from ha_sync.database.connection import number
 from ha_sync.database.keys import Value
 from ha_sync.database.rowhash import Span
 from ha_sync.database.spans import resent
@@ -326,6 +328,22 @@ async def test_a_flipped_bit_is_found_although_both_were_proved_equal(
             _, run = await examination.run()
         assert len(run.findings) >= 1
         assert {f.fault for f in run.findings} <= {Fault.CONTENT, Fault.DAMAGED}
+
+
+async def test_a_cancelled_run_does_not_wait_for_the_end_of_a_check(tmp_path: Path) -> None:
+    write(tmp_path / "active.db", WAL + SCHEMA)
+    async with rows_pair(tmp_path) as pair:
+        await equal(pair)
+        with Examination(pair) as examination:
+            reader = ActiveReader(pair.source_settings, pair.source, executor=examination.peer.thread)
+            await reader.open()
+            endless = "WITH s(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM s) SELECT count(*) FROM s"
+            read = asyncio.ensure_future(reader.in_thread(number, reader.db, endless))
+            while not read.done():
+                reader.interrupt()
+                await asyncio.sleep(0.01)
+            assert isinstance(read.exception(), apsw.InterruptError)
+            await reader.close()
 
 
 async def test_a_program_that_writes_too_much_is_not_held_up_by_the_check(

@@ -25,21 +25,21 @@ class LocalPeer:
 
     def __init__(self, witness: RowsWitness) -> None:
         self._witness = witness
-        self._thread = ThreadPoolExecutor(1)
+        self.thread = ThreadPoolExecutor(1)
         self.bytes = 0
         self.questions = 0
 
     async def ask(self, question: bytes) -> AsyncIterator[bytes]:
         self.questions += 1
         chunks = await asyncio.get_running_loop().run_in_executor(
-            self._thread, lambda: list(self._witness.answer(question))
+            self.thread, lambda: list(self._witness.answer(question))
         )
         self.bytes += len(question) + sum(map(len, chunks))
         for chunk in chunks:
             yield chunk
 
     def close(self) -> None:
-        self._thread.shutdown()
+        self.thread.shutdown()
 
 
 class LocalRun:

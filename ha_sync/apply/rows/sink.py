@@ -8,6 +8,7 @@ follows it is refused until the stream begins again. Times are monotonic seconds
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -228,7 +229,12 @@ class RowsSink(Sink):
         if self._loop is None or self._thread is None:
             work.close()
             raise WrongState("the sink is closed", subject=self._settings.path)
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        loop = self._loop
+        waited = asyncio.run_coroutine_threadsafe(work, loop)
+        while not concurrent.futures.wait((waited,), timeout=TICK_S).done:
+            if loop.is_closed():  # an engine that ends must not wait for this thread for ever
+                raise WrongState("the sink is closed", subject=self._settings.path)
+        return waited.result()
 
     async def _copy(self, target: str) -> None:
         steps = self._applier.copy_to(target)

@@ -81,6 +81,9 @@ class RowsExaminer:
             pass  # there is nothing yet
         except DAMAGE as error:
             work.find(self._settings.path, Fault.DAMAGED, Side.ACTIVE, detail=str(error))
+        except asyncio.CancelledError:
+            reader.interrupt()  # a check of a large file would be waited for
+            raise
         except (apsw.Error, OSError) as error:
             raise Retryable("cannot examine", subject=self._settings.path, reason=str(error)) from error
         finally:

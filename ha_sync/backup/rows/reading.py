@@ -85,6 +85,11 @@ class ActiveReader:
         """Lets go; removes the copy."""
         await self.in_thread(self._close)
 
+    def interrupt(self) -> None:
+        """Ends what is being read now; from any thread."""
+        if self._db is not None:
+            self._db.interrupt()
+
     async def in_thread(self, job: Callable[..., T], *args: object) -> T:
         """Runs ``job`` in the run's thread."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, lambda: job(*args))
