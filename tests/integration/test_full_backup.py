@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,8 @@ from ha_proto.sync.v1 import control_pb2 as pb
 from ha_sync.catalogue.tree import TYPE_FILE, Entry, TreeCatalogue, Witness
 from ha_sync.files.blocks import content_of
 from ha_sync.sample.pair import LocalNode, LocalPair, Place
-from tests.support.small_pair import furnish, small_toml, until
+from tests.support.rows_examined import behind_our_back
+from tests.support.small_pair import furnish, read_rows, small_toml, until, write_rows
 
 FILES = 40
 ONLY_FILES = ("files", "recordings", "astdb")
@@ -231,3 +233,40 @@ def test_a_run_survives_the_death_of_either_node(slow, victim):
     assert last.objects <= last.objects_expected
     if victim == "a":
         assert "goes on where an interrupted run was" in slow.a.command("logs", "backup").stdout
+
+
+@pytest.mark.req("R23", "R22", "R13")
+@pytest.mark.parametrize("number", range(int(os.environ.get("HA_SYNC_ROUNDS", "2"))))
+def test_a_node_killed_at_a_random_moment_of_a_repair_leaves_nothing_half_repaired(pair, number):
+    dice = random.Random(number)
+    victim = "ab"[number % 2]
+    rows = f"{pair.b.place.root}/config.db"
+    for row in range(50):
+        write_rows(f"{pair.a.place.root}/config.db", "INSERT INTO extension (number, name) VALUES (?, 'x')", str(row))
+    assert pair.a.wait_replicated() == ()
+
+    def spoil(root: Path, catalogue: TreeCatalogue) -> None:
+        for path in sorted(root.glob("d*/f*"))[::3]:
+            flip_a_bit(path)
+            unchanged_to_the_eye(root, catalogue, str(path.relative_to(root)))
+
+    behind_its_back(pair.b, "files", spoil, role="standby")
+    pair.until_streaming()
+    behind_our_back(Path(rows), "UPDATE extension SET name = 'spoilt' WHERE id % 7 = 0")
+    pair.a.command("full-backup")
+    # Any moment will do, before its end or after.
+    until(lambda: dice.random() < 0.05 or pair.a.status().full_backup.state == "idle", "the moment")
+    node, role = (pair.a, "active") if victim == "a" else (pair.b, "standby")
+    node.kill()
+    node.serve(role, 1)
+    pair.until_streaming()
+    until(lambda: pair.a.status().full_backup.state == "idle", "the end of the first run", timeout_s=120)
+    code, last = backup(pair.a)
+    assert (code, last["result"]) == (0, "done"), findings(pair.a, last["run"])
+    again_code, again = backup(pair.a)
+    assert (again_code, again["differing"], again["unverified"]) == (0, 0, 0)
+    for path in Path(pair.a.place.root, "files").glob("d*/f*"):
+        other = Path(pair.b.place.root, path.relative_to(pair.a.place.root))
+        assert other.read_bytes() == path.read_bytes()
+    names = "SELECT id, number, name FROM extension ORDER BY id"
+    assert read_rows(rows, names) == read_rows(f"{pair.a.place.root}/config.db", names)
