@@ -22,11 +22,15 @@ SILENT = {
     "a request was refused": "who asked was told",
     "maintenance": "somebody asked for it",
     "the hold was released": "somebody asked for it",
+    "the services are stopped for a restore": "somebody asked for it",
+    "settings saved: they hold after a restart of the agent": "somebody asked for it",
+    "shared settings came from the Active: they hold after a restart of the agent": "somebody asked for it",
     "settings accepted with a warning": "said at each start",
     "settings accepted with a notice": "said at each start of the engine, and by its status",
     "agent lost: the engine keeps its role": "the agent tells of itself when it is back",
-    "an alarm could not be sent": "it would tell of itself",
     "dataset failed": "stands among the troubles of the engine",
+    "rows capture changed state": "stands among the troubles of the engine",
+    "capture is still starting": "it goes on by itself; what does not stands among the troubles of the engine",
     "would have been done (observe only)": "nothing was done",
 }
 
