@@ -152,6 +152,11 @@ class TreeCatalogue:
             raise
         execute("COMMIT")
 
+    @property
+    def in_transaction(self) -> bool:
+        """Whether one is open."""
+        return self._connection.in_transaction
+
     def get(self, key: str) -> str | None:
         """A small value by name, or None."""
         row = self._connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ha_sync.capture.tree import journal
 from tests.support.tree_apply_pair import TreePair
 
 
@@ -35,6 +36,22 @@ async def test_a_tree_and_what_happens_to_it_later_is_equal_on_both(tmp_path: Pa
         pair.assert_equal()
         assert pair.restarts == 0
         assert pair.sink.report().consistent
+
+
+@pytest.mark.req("R20", "R22")
+async def test_a_sync_of_more_paths_than_sequences_are_reserved_at_once_goes_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "RESERVE", 7)
+    active = tmp_path / "active"
+    active.mkdir()
+    for number in range(100):
+        (active / f"f{number}").write_bytes(b"%d" % number)
+    async with TreePair(str(tmp_path), {}) as pair:
+        await pair.caught_up()
+        pair.assert_equal()
+        stored = pair.source.worker.catalogue.position("captured")
+        assert stored.sequence >= pair.source.worker.journal.captured.sequence
 
 
 @pytest.mark.req("R22")

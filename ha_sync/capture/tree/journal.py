@@ -15,6 +15,7 @@ Live changes wait in memory, LIVE_MAX at the most; beyond that they join the bul
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ class Journal:
         self._catalogue = catalogue
         self._captured = 0
         self._reserved = 0
+        self._reserved_within = False
         self._epoch = Epoch(0)
         self._incarnation = Incarnation(b"")
         self.live: dict[bytes, tuple[Sequence, float]] = {}
@@ -107,7 +109,11 @@ class Journal:
 
     def _reserve(self) -> None:
         self._reserved = self._captured + RESERVE
-        with self._catalogue.transaction(durable=True):
+        # The caller's transaction may hold more marks than were reserved. Its end is not ours to see, so what is
+        # reserved in it serves its own marks, and is stored once more by itself before anything else is numbered.
+        self._reserved_within = self._catalogue.in_transaction
+        own = contextlib.nullcontext() if self._reserved_within else self._catalogue.transaction(durable=True)
+        with own:
             self._catalogue.put_position("captured", self._position(self._reserved))
             self._catalogue.put_position("acknowledged", self._position(self.acknowledged))
 
@@ -125,7 +131,7 @@ class Journal:
 
     def next_sequence(self) -> Sequence:
         """A fresh one."""
-        if self._captured >= self._reserved:
+        if self._captured >= self._reserved or (self._reserved_within and not self._catalogue.in_transaction):
             self._reserve()
         self._captured += 1
         return Sequence(self._captured)
