@@ -299,7 +299,8 @@ def memory_of_many(run: Run) -> None:
     with run.pair(toml) as pair:
         run.say(f"making {count:,} files")
         trees.make_many(os.path.join(pair.a.place.root, "tree"), count)
-        pair.start()
+        pair.pair_up()
+        pair.b.serve("standby", 1)
         pair.until_streaming(timeout_s=3600)
         drain(pair.a, timeout_s=3600)
         for node, role in ((pair.a, "active"), (pair.b, "standby")):
