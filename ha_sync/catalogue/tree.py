@@ -30,6 +30,9 @@ CACHE_KIB = 8 * 1024
 COPY_SOURCE_MIN = 4096
 """Content smaller than this is sent rather than looked for under another name."""
 
+ADMITTED = "admitted"
+"""A value of the catalogue of a storage: an operator asked for its first sync."""
+
 TYPE_FILE = 1
 TYPE_DIRECTORY = 2
 TYPE_SYMLINK = 3

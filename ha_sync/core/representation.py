@@ -3,6 +3,7 @@
 A *representation* is what is left of an object where it lies: FAT keeps times of two seconds, no owners, modes, links
 or attributes, folds case, forbids characters and files from 4 GiB on. Two nodes compare what *both* can hold
 (``common``): ``told`` gives that of an object, the same whether the object comes from the one side or the other. What
+cannot be held at all has a ``refusal``. Kinds are the kernel's names; of an unknown one nothing is held back. Pure.
 Times in nanoseconds since 1970, sizes in bytes.
 """
 
@@ -42,6 +43,11 @@ class Holding:
     bare_ends: bool = False  # a name may not end with a dot or a space, and must be Unicode
     size_max: int | None = None
     inodes: bool = True  # a file keeps its inode number from mount to mount
+
+    @property
+    def complete(self) -> bool:
+        """Whether it holds everything."""
+        return replace(self, kind="") == EVERYTHING
 
 
 EVERYTHING = Holding()
@@ -132,13 +138,23 @@ def time_in(mtime_ns: int, holding: Holding) -> int:
 
 def told(seen: Seen, holding: Holding) -> Seen:
     """What is compared of an object."""
-    timeless = seen.type == _DIRECTORY and not holding.directory_times
-    return seen._replace(
-        mode=seen.mode if holding.modes else 0,
-        uid=seen.uid if holding.owners else 0,
-        gid=seen.gid if holding.owners else 0,
-        mtime_ns=0 if timeless else time_in(seen.mtime_ns, holding),
-        xattrs=seen.xattrs if holding.attributes else b"",
+    mode, uid, gid, mtime_ns, xattrs = facts(
+        seen.mode, seen.uid, seen.gid, seen.mtime_ns, seen.xattrs, holding, directory=seen.type == _DIRECTORY
+    )
+    return seen._replace(mode=mode, uid=uid, gid=gid, mtime_ns=mtime_ns, xattrs=xattrs)
+
+
+def facts(
+    mode: int, uid: int, gid: int, mtime_ns: int, xattrs: bytes, holding: Holding, *, directory: bool
+) -> tuple[int, int, int, int, bytes]:
+    """The same of the metadata alone: mode, owner, group, time, attributes."""
+    timeless = directory and not holding.directory_times
+    return (
+        mode if holding.modes else 0,
+        uid if holding.owners else 0,
+        gid if holding.owners else 0,
+        0 if timeless else time_in(mtime_ns, holding),
+        xattrs if holding.attributes else b"",
     )
 
 

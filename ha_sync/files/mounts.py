@@ -6,11 +6,15 @@ function says so. Later lines lie over earlier ones: the last one at a place is 
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 TABLE = "/proc/self/mountinfo"
+
+LOST = frozenset({errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT})
+"""What a filesystem answers whose medium or server is gone: this says nothing of the object that was asked for."""
 
 _ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from ha_sync.capture.settle import Due
-from ha_sync.capture.tree.reading import RACY_NS
+from ha_sync.capture.tree.terms import RACY_NS
 from ha_sync.core.position import Answer
 from tests.support.tree_capture_model import Pair, settings_of
 

@@ -19,17 +19,20 @@ from dataclasses import dataclass, field
 from ha_sync.apply.tree.changes import Piece
 from ha_sync.apply.tree.partials import Partials
 from ha_sync.apply.tree.publish import Outcome, Publisher, nothing_fails
-from ha_sync.apply.tree.rooting import forget_all, is_same, open_root
+from ha_sync.apply.tree.rooting import forget_all, is_same, open_root, open_storage
 from ha_sync.apply.tree.staging import Batch, Stager
 from ha_sync.apply.tree.steps import Step, in_order
 from ha_sync.apply.tree.trash import Trash, hidden_directory, remove_tree
-from ha_sync.catalogue.tree import TreeCatalogue
+from ha_sync.apply.tree.unheld import Unheld
+from ha_sync.catalogue.tree import ADMITTED, TreeCatalogue
 from ha_sync.config import TreeSettings
 from ha_sync.core.dataset import Report
 from ha_sync.core.position import NOWHERE, Position
+from ha_sync.core.representation import EVERYTHING, Holding, holding_of
 from ha_sync.errors import RepairNeeded, Retryable
 from ha_sync.files.confine import Root
 from ha_sync.files.places import STAGE, Scope
+from ha_sync.files.watch import filesystem_type
 
 BATCH_S_MAX = 0.5
 BATCH_BULK_S_MAX = 3.0
@@ -38,6 +41,7 @@ GROWTH_SYNC_S = 0.25
 """Growing files are synced and acknowledged at most this often, unless something else commits anyway."""
 
 MIB = 1024 * 1024
+UNHELD_TOLD_MAX = 1000
 
 
 @dataclass(slots=True, kw_only=True)
@@ -100,6 +104,8 @@ class Applier:
         self.applied = self.catalogue.position("applied")
         self.consistent = self.catalogue.get("consistent") == "1"
         self.tree: Tree | None = None
+        self.holding: Holding = EVERYTHING  # what the filesystem of a storage can represent
+        self.strangers: set[bytes] = set()  # what others wrote to an add-only storage, once it was told
         self.lost: tuple[bytes, ...] = ()  # of an interrupted group: to be asked for
         self._durable = durable
         self._fail_point = fail_point
@@ -130,7 +136,11 @@ class Applier:
         return self.tree
 
     def _open_tree(self, *, now: float) -> Tree:
-        root = open_root(self.settings.path, self.catalogue, report=self.report)
+        if self.settings.storage is not None:
+            root = open_storage(self.settings.path, self.catalogue)
+            self.holding = holding_of(filesystem_type(self.settings.path))
+        else:
+            root = open_root(self.settings.path, self.catalogue, report=self.report)
         self._read_state()
         with contextlib.ExitStack() as undo:
             undo.callback(root.close)
@@ -162,6 +172,7 @@ class Applier:
             report=self.report,
             fail_point=self._fail_point,
         )
+        unheld = Unheld(self.holding, root, self.catalogue, tell=self._unheld) if not self.holding.complete else None
         stager = Stager(
             root,
             scope=self.scope,
@@ -169,10 +180,18 @@ class Applier:
             partials=partials,
             unused_name=self.unused_name,
             refused=publisher.tell_refused,
+            unheld=unheld,
             fail_point=self._fail_point,
         )
         undo.callback(stager.close)
         return Tree(root=root, trash=trash, partials=partials, publisher=publisher, stager=stager)
+
+    def _unheld(self, path: bytes, reason: str, *, first: bool) -> None:
+        extra = self.counters.extra
+        extra["unrepresented"] = extra.get("unrepresented", 0) + first
+        if first and extra["unrepresented"] <= UNHELD_TOLD_MAX:
+            fields: dict[str, object] = {"dataset": self.settings.name, "path": os.fsdecode(path), "reason": reason}
+            self.report("warning", "an object cannot lie on this storage and is left out", fields)
 
     def _same_boot(self) -> bool:
         """Whether the machine has run on since the partials were written; stores this boot."""
@@ -346,6 +365,8 @@ class Applier:
             self.catalogue.put("consistent", "1" if batch.consistent else "0")
             if batch.consistent:
                 self.catalogue.put("guarded", "1")
+                if self.settings.storage is not None:
+                    self.catalogue.put(ADMITTED, "1")  # as Active this node goes on with it
             tree.partials.store()
         tree.partials.stored()
         self._fail_point("DURABLE")

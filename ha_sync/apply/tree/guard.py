@@ -24,6 +24,7 @@ from ha_sync.apply.tree.content import witness_of
 from ha_sync.apply.tree.survey import Found, Rows, Survey, holds
 from ha_sync.catalogue.tree import TYPE_DIRECTORY, TYPE_SYMLINK, Entry, TreeCatalogue, key_of
 from ha_sync.core.dataset import Report
+from ha_sync.core.representation import facts
 from ha_sync.errors import Refused, RepairNeeded
 from ha_sync.files.confine import split
 from ha_sync.files.metadata import TYPE_SPECIAL, Metadata, apply_to_descriptor, apply_to_symlink, object_type
@@ -35,6 +36,7 @@ LOOK_DELAY_S = 0.1
 LOOK_MAX = 5000
 """Paths of one look; with more, everything is looked at."""
 SLICE = 2000
+STRANGERS_MAX = 10_000
 WANTED_MAX = 1000
 """Objects asked for by name; with more, the next stream compares."""
 
@@ -103,6 +105,12 @@ class Inspector:
             return
         if stat.S_ISDIR(status.st_mode) and self._catalogue.entries_below(path):
             return  # made for what was published below it
+        if self._applier.settings.keeps_deleted:
+            if path not in self._applier.strangers and len(self._applier.strangers) < STRANGERS_MAX:
+                self._applier.strangers.add(path)
+                findings.told.append(("a file that is not the active's was written to the storage; it stays", path))
+            self._put_back_times(split(path)[0])
+            return
         self._tree.publisher.take_away(path, status)
         findings.told.append(("a file that is not the active's was moved to the trash", path))
         self._put_back_times(split(path)[0])
@@ -137,7 +145,7 @@ class Inspector:
 
     def _put_back(self, found: Found, entry: Entry, now: Entry, findings: Findings) -> None:
         wanted = _metadata(entry)
-        if wanted != _metadata(now):
+        if self._held(entry) != self._held(now):
             with contextlib.suppress(*_GONE):
                 self._apply(found.place, entry.type, wanted)
                 findings.told.append(("changed metadata was put back", found.path))
@@ -146,6 +154,15 @@ class Inspector:
             with self._catalogue.transaction(durable=False):
                 self._catalogue.put_entries([_with_witness(entry, status)])
         findings.settled.append(found.path)
+
+    def _told_of(self, mode: int, uid: int, gid: int, mtime_ns: int, xattrs: bytes) -> tuple[int, ...]:
+        return facts(mode, uid, gid, mtime_ns, xattrs, self._applier.holding, directory=True)[:4]
+
+    def _held(self, entry: Entry) -> tuple[object, ...]:
+        """What of an object's metadata can be there."""
+        of = _metadata(entry)
+        directory = entry.type == TYPE_DIRECTORY
+        return facts(of.mode, of.uid, of.gid, of.mtime_ns, of.xattrs, self._applier.holding, directory=directory)
 
     def _apply(self, place: bytes, kind: int, wanted: Metadata) -> None:
         root = self._tree.root
@@ -167,12 +184,13 @@ class Inspector:
             if self.watch(place, fd, status):
                 below = [join(path, os.fsencode(name)) for name in os.listdir(fd)]
                 findings.more += [each for each in below if self._catalogue.entry(each) is None]
-            told = (entry.mode, entry.uid, entry.gid)
-            here = (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid)
-            if told != here:
+            now = (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns, b"")
+            told = self._told_of(entry.mode, entry.uid, entry.gid, entry.mtime_ns, b"")
+            here = self._told_of(*now)
+            if told[:3] != here[:3]:
                 apply_to_descriptor(fd, _metadata(entry))
                 findings.told.append(("changed metadata was put back", path))
-            elif status.st_mtime_ns != entry.mtime_ns:
+            elif told != here:
                 os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
 
     def watch(self, place: bytes, fd: int, status: os.stat_result) -> bool:

@@ -13,11 +13,43 @@ import uuid
 
 from ha_sync.catalogue.tree import TreeCatalogue
 from ha_sync.core.dataset import Report
-from ha_sync.errors import OperatorNeeded
+from ha_sync.errors import OperatorNeeded, Retryable
 from ha_sync.files.confine import Root
+from ha_sync.files.mounts import not_mounted
 from ha_sync.files.places import MARKER
 
 ROOT_KEY = "root"
+IDENTITY_KEY = "root_identity"
+MARKER_MAX = 256
+
+
+def open_storage(path: str, catalogue: TreeCatalogue) -> Root:
+    """The root of a storage: never made, never taken for another one. Raises Retryable, or OperatorNeeded."""
+    if reason := not_mounted(path):
+        raise Retryable("waits for the storage", subject=path, reason=reason)
+    root = Root(path)
+    known, here = catalogue.get(IDENTITY_KEY), _identity(root)
+    if known is not None and here != known:
+        root.close()
+        reason = "another storage is mounted" if here else "the storage has lost its marker"
+        hint = "mount the right one, or `ha-sync resume NAME --accept-deletes` on this node to take this one"
+        raise OperatorNeeded("will not write into", subject=path, reason=reason, hint=hint)
+    _mark(root, catalogue)
+    if known is None:
+        with catalogue.transaction(durable=True):
+            catalogue.put(IDENTITY_KEY, _identity(root))
+    return root
+
+
+def _identity(root: Root) -> str:
+    try:
+        fd = root.open(MARKER, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return ""
+    try:
+        return os.read(fd, MARKER_MAX).decode("ascii", "replace").strip()
+    finally:
+        os.close(fd)
 
 
 def open_root(path: str, catalogue: TreeCatalogue, *, report: Report) -> Root:
@@ -96,7 +128,7 @@ def forget_all(catalogue: TreeCatalogue) -> None:
     catalogue.clear_intent()
     for key, _ in catalogue.values_with_prefix("partial:"):
         catalogue.forget(key)
-    for key in ("applied", "consistent", "guarded", "root_identity", "root_filesystem", ROOT_KEY):
+    for key in ("applied", "consistent", "guarded", IDENTITY_KEY, "root_filesystem", ROOT_KEY):
         catalogue.forget(key)
 
 
@@ -112,7 +144,7 @@ def _mark(root: Root, catalogue: TreeCatalogue) -> None:
         fd = os.open(MARKER, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=root.fd)
         try:
             # The Active's end knows the marker by its content: what it once wrote here is written again.
-            os.write(fd, f"{catalogue.get('root_identity') or uuid.uuid4().hex}\n".encode())
+            os.write(fd, f"{catalogue.get(IDENTITY_KEY) or uuid.uuid4().hex}\n".encode())
             os.fsync(fd)
         finally:
             os.close(fd)

@@ -13,7 +13,7 @@ import errno
 import sqlite3
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -26,7 +26,7 @@ from ha_sync.apply.tree.survey import Survey
 from ha_sync.config import TreeSettings
 from ha_sync.core.dataset import DatasetReport, DatasetState, Finished, Report
 from ha_sync.core.frame import Frame
-from ha_sync.core.position import Answer, Epoch, Position
+from ha_sync.core.position import NOWHERE, Answer, Epoch, Position
 from ha_sync.errors import Fenced, HaSyncError, OperatorNeeded, ProtocolFault, Retryable
 
 QUEUE_BYTES_MAX = 16 * 1024 * 1024
@@ -34,6 +34,7 @@ RELEASE_BYTES = 1024 * 1024
 """A waiting sender is woken in steps of this."""
 INLINE_BODY_MAX = 16 * 1024
 """A larger body is parsed in a thread: half a megabyte of small files takes milliseconds."""
+HANGS_S = 5.0
 SETTLE_S = 0.005
 """When nothing came for so long, renames are made durable by themselves and the trash is kept to its bound."""
 
@@ -170,7 +171,9 @@ class TreeSink:
         )
         self._state, self._reason = DatasetState.WAITING, "no stream yet"
         try:
-            await self._run(lambda: self._parts[0].ready(now=time.monotonic()))
+            # Nothing is written to a storage before its first sync.
+            if self._settings.storage is None or self._applier.applied != NOWHERE:
+                await self._run(lambda: self._parts[0].ready(now=time.monotonic()))
         except (HaSyncError, OSError, sqlite3.Error) as error:
             self._show(as_remedy(error, self._settings.path))
         else:
@@ -196,6 +199,21 @@ class TreeSink:
 
     async def close(self) -> None:
         """See Sink."""
+        await self._in_time(self._close())
+
+    async def _in_time(self, work: Coroutine[None, None, _T]) -> _T | None:
+        """The thread of a storage may wait for a server that does not answer: a change of roles does not."""
+        if self._settings.storage is None:
+            return await work
+        working = asyncio.ensure_future(work)
+        done, _ = await asyncio.wait({working}, timeout=HANGS_S)
+        if done:
+            return working.result()
+        working.cancel()
+        self._report("error", "a storage does not answer and is given up", {"dataset": self._settings.name})
+        return None
+
+    async def _close(self) -> None:
         await self._stop_working()
         if self._guard is not None:
             await self._guard.stop()
@@ -358,6 +376,9 @@ class TreeSink:
 
     async def promote(self) -> tuple[Finished, ...]:
         """See Sink."""
+        return await self._in_time(self._promote()) or ()
+
+    async def _promote(self) -> tuple[Finished, ...]:
         applier, guard = self._parts
         await self._stop_working()
         await guard.stop()

@@ -20,6 +20,7 @@ from ha_sync.apply.tree.partials import Partial, Partials
 from ha_sync.apply.tree.publish import nothing_fails
 from ha_sync.apply.tree.steps import TYPES, Kind, Step, metadata_of
 from ha_sync.apply.tree.syncing import SYNCFS_FROM, syncfs
+from ha_sync.apply.tree.unheld import Unheld
 from ha_sync.catalogue.tree import Entry, TreeCatalogue, Witness
 from ha_sync.core.position import Position
 from ha_sync.errors import ProtocolFault, Refused, RepairNeeded
@@ -142,6 +143,7 @@ class Stager:
         partials: Partials,
         unused_name: Callable[[], bytes],
         refused: Callable[[bytes, tuple[NotApplied, ...]], None],
+        unheld: Unheld | None = None,
         fail_point: Callable[[str], None] = nothing_fails,
     ) -> None:
         self._root = root
@@ -150,6 +152,7 @@ class Stager:
         self._partials = partials
         self._unused_name = unused_name
         self._refused = refused
+        self._unheld = unheld
         self._fail_point = fail_point
         self._fd = os.open(STAGE, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root.fd)
         self._open: dict[bytes, _Open] = {}
@@ -206,6 +209,8 @@ class Stager:
         """Stages one change. Raises OSError, ProtocolFault, or RepairNeeded after noting what is needed."""
         change, payload = part
         self._fail_point("STAGE")
+        if self._unheld is not None and self._unheld.refuses(change, self._will_stand):
+            return
         action = change.action
         if action == GROW:
             self._grow(change, payload)
@@ -219,6 +224,9 @@ class Stager:
             self._symlink(change)
         else:
             self._file(change, payload)
+
+    def _will_stand(self, path: bytes) -> bool:
+        return path in self._open or self.overlay.step_of(path) is not None
 
     def _add(self, step: Step) -> None:
         self.group.steps.append(step)

@@ -8,6 +8,7 @@ delete in portions is one. Blocking; belongs to the dataset's thread.
 from __future__ import annotations
 
 import enum
+import errno
 import os
 import uuid
 from collections import deque
@@ -27,6 +28,9 @@ RESTORED = ".restored"
 
 STABLE_IDS = frozenset({"ext2", "ext3", "ext4", "btrfs", "f2fs"})
 """Filesystems whose id comes from the filesystem itself and survives a reboot."""
+
+UNWRITTEN = "read-only:"
+"""Begins the identity of a filesystem that took no marker."""
 
 _IDENTITY = "root_identity"
 _FILESYSTEM = "root_filesystem"
@@ -107,7 +111,12 @@ class RootGuard:
         here = self._read_marker()
         if here is None:
             here = uuid.uuid4().hex
-            self._write_marker(here)
+            try:
+                self._write_marker(here)
+            except OSError as error:
+                if error.errno != errno.EROFS:
+                    raise
+                here = self._unwritten()
         self._catalogue.put(_IDENTITY, here)
         self._catalogue.put(_FILESYSTEM, self._filesystem().text())
 
@@ -127,11 +136,15 @@ class RootGuard:
         try:
             fd = self._root.open(MARKER, os.O_RDONLY | os.O_NONBLOCK)
         except OSError:
-            return None
+            return self._unwritten() if os.fstatvfs(self._root.fd).f_flag & os.ST_RDONLY else None
         try:
             return os.read(fd, MARKER_MAX).decode("ascii", "replace").strip()
         finally:
             os.close(fd)
+
+    def _unwritten(self) -> str:
+        """The identity of a read-only filesystem that has no marker."""
+        return f"{UNWRITTEN}{self.kind}-{os.fstatvfs(self._root.fd).f_fsid:x}"
 
     def _write_marker(self, identity: str) -> None:
         fd = self._root.open(MARKER, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

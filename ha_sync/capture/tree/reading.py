@@ -24,6 +24,7 @@ from ha_proto.sync.v1 import replication_pb2 as pb
 from ha_sync.capture.tree.frames import FrameBuilder
 from ha_sync.capture.tree.growth import Growth
 from ha_sync.capture.tree.pieces import Pieces, hashed, zero_hash
+from ha_sync.capture.tree.terms import RACY_NS
 from ha_sync.catalogue.tree import (
     COPY_SOURCE_MIN,
     TYPE_DIRECTORY,
@@ -47,9 +48,6 @@ META = pb.TreeChange.ACTION_META
 GROW = pb.TreeChange.ACTION_GROW
 
 READ_TRIES = 3
-RACY_NS = 20_000_000
-"""A file that changed less than this before it was read may change again without a new ctime (a clock tick)."""
-
 NO_SEQUENCE = Sequence(0)
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -119,6 +117,9 @@ class Reader:
     sequence: Sequence = NO_SEQUENCE  # the group's
     whole: bool = False
     copy_from_size: int = COPY_SOURCE_MIN  # smaller content is sent rather than looked for
+    keeps: bool = False  # what is gone here stays on the Standby
+    racy_ns: int = RACY_NS
+    shifts: bool = False  # large files are looked through for content that moved
     met: Met = field(default_factory=Met)
 
 
@@ -239,6 +240,7 @@ class Group:
         )
         # What stood below a directory that something else has replaced went with it.
         known = known and not self._went_along(item.path)
+        known = known and not self._reader.keeps
         below = entry is not None and entry.type == TYPE_DIRECTORY
         if known:
             self._delete(item.path, is_directory=below)
@@ -471,7 +473,9 @@ class Group:
         self, item: Item, status: os.stat_result, kind: int, xattrs: bytes, *, sent: bool, size: int = 0,
         content: bytes = b"", block_size: int = 0, hashes: bytes = b"", link_target: bytes = b"",
     ) -> None:  # fmt: skip
-        racy = kind == TYPE_FILE and time.clock_gettime_ns(time.CLOCK_REALTIME) - status.st_ctime_ns < RACY_NS
+        racy = (
+            kind == TYPE_FILE and time.clock_gettime_ns(time.CLOCK_REALTIME) - status.st_ctime_ns < self._reader.racy_ns
+        )
         row: Row = (
             key_of(item.path), kind, status.st_mode & 0o7777, status.st_uid, status.st_gid, status.st_mtime_ns, size,
             content, block_size, hashes if len(hashes) > HASH_BYTES else b"", link_target, xattrs,

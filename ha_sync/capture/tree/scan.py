@@ -8,8 +8,10 @@ that a caller can spread a scan over time. Blocking; keys are paths with NUL for
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -173,13 +175,14 @@ class Differs:
 
 
 def differences(
-    catalogue: TreeCatalogue, walk: Walk, path: bytes, flies: Callable[[bytes], bool]
+    catalogue: TreeCatalogue, walk: Walk, path: bytes, flies: Callable[[bytes], bool], *, inodes: bool = True
 ) -> Iterator[Differs | None]:
     """What differs at and below ``path``, in portions.
 
     What ``flies`` is on its way to something else than the catalogue says: it is looked at whatever it looks like.
+    Where ``inodes`` do not last from mount to mount (FAT) a file is known by its size and time.
     """
-    merge = _Merge(signatures(catalogue, key_of(path)), walk.tally, flies)
+    merge = _Merge(signatures(catalogue, key_of(path)), walk.tally, flies, inodes=inodes)
     steps = 0
     for key, status in walk.below(path):
         merge.local(key, status)
@@ -192,8 +195,11 @@ def differences(
 
 
 class _Merge:
-    def __init__(self, rows: Iterator[Signature], tally: Tally, flies: Callable[[bytes], bool]) -> None:
+    def __init__(
+        self, rows: Iterator[Signature], tally: Tally, flies: Callable[[bytes], bool], *, inodes: bool
+    ) -> None:
         self._flies = flies
+        self._inodes = inodes
         self._rows = rows
         self._row = next(rows, None)
         self._tally = tally
@@ -215,11 +221,17 @@ class _Merge:
             self._appeared.append((path, status.st_ino))
             return
         self._row = next(self._rows, None)
-        if row[8] != status.st_ctime_ns or row[7] != status.st_ino or not _same_size(row, status):
+        if not (self._is_witnessed(row, status) and _same_size(row, status)):
             # Of a directory too: its attributes and ACL may have changed. The reader sends what differs, often nothing.
             self._changed.append(path_of(key))
         elif self._flies(path := path_of(key)):
             self._changed.append(path)
+
+    def _is_witnessed(self, row: Signature, status: os.stat_result) -> bool:
+        if self._inodes:
+            return row[8] == status.st_ctime_ns and row[7] == status.st_ino
+        # A time of zero: it was read too soon after a change.
+        return bool(row[8]) and row[5] == status.st_mtime_ns
 
     def rest(self) -> None:
         while self._row is not None:
@@ -253,3 +265,59 @@ class _Merge:
 def _same_size(row: Signature, status: os.stat_result) -> bool:
     """Whether the size is as the catalogue says; a directory's says nothing."""
     return row[1] == TYPE_DIRECTORY or row[6] == status.st_size
+
+
+class Scan:
+    """A scan that is going on, or will."""
+
+    def __init__(self, path: bytes, *, noticed: float, slow: bool = False) -> None:
+        self.path = path
+        self.noticed = noticed
+        self.slow = slow
+        self.steps: Iterator[None] | None = None
+        self.not_before = 0.0
+
+
+class Scans:
+    """Those that wait, the first of which goes on. A scan of a directory stands for those of all below it."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Scan] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def first(self) -> Scan | None:
+        """The one that goes on."""
+        return self._waiting[0] if self._waiting else None
+
+    @property
+    def urgent(self) -> bool:
+        """Whether there is one that somebody may wait for."""
+        return any(not scan.slow for scan in self._waiting)
+
+    def anew(self) -> None:
+        """The whole tree, and nothing else."""
+        self._waiting = deque([Scan(b"", noticed=0.0)])
+
+    def add(self, path: bytes, *, noticed: float, slow: bool = False, started: bool = True) -> None:
+        """``started``: the whole tree was scanned once."""
+        below = path + b"/" if path else b""
+        fresh = [scan for scan in self._waiting if scan.steps is None]
+        if any(scan.path == path or not scan.path for scan in fresh if not scan.slow):
+            return
+        covered = {id(scan) for scan in fresh if scan.path.startswith(below)}
+        self._waiting = deque(scan for scan in self._waiting if id(scan) not in covered)
+        scan = Scan(path, noticed=noticed, slow=slow)
+        first = self.first
+        # A new directory must not wait for a slow reconcile.
+        if not slow and first is not None and (first.slow or not first.noticed) and started:
+            self._waiting.appendleft(scan)
+        else:
+            self._waiting.append(scan)
+
+    def over(self, scan: Scan) -> None:
+        """That one is done."""
+        with contextlib.suppress(ValueError):
+            self._waiting.remove(scan)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ha_sync.capture.tree.worker import Told
+from ha_sync.capture.tree.told import Told
 from ha_sync.core.frame import Frame
 from ha_sync.core.position import Answer, Position
 
@@ -81,6 +81,8 @@ class TreeSession:
             self._ahead = asyncio.ensure_future(self._source.run(self._produce))
             for frame in frames:
                 yield frame
+                if (pause_s := self._source.pause_after(frame.size)) > 0:
+                    await asyncio.sleep(pause_s)
 
     def acknowledge(self, position: Position) -> None:
         """Everything up to ``position`` is durable on the Standby."""

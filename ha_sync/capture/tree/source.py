@@ -12,8 +12,7 @@ import contextlib
 import math
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -21,14 +20,18 @@ from typing import TypeVar
 from ha_sync.capture.settle import Due, Settle, SettleRules
 from ha_sync.capture.tree import examined
 from ha_sync.capture.tree.events import Heard, Hearing
+from ha_sync.capture.tree.scan import Scan, Scans
 from ha_sync.capture.tree.session import TreeSession
-from ha_sync.capture.tree.worker import RESUME_HINT, Told, TreeWorker
+from ha_sync.capture.tree.standing import state_of
+from ha_sync.capture.tree.terms import Terms
+from ha_sync.capture.tree.told import Told
+from ha_sync.capture.tree.worker import RESUME_HINT, TreeWorker
 from ha_sync.catalogue.tree import Entry
 from ha_sync.config import TreeSettings
 from ha_sync.core.dataset import DatasetReport, DatasetState, Report
 from ha_sync.core.lag import LagLedger
 from ha_sync.core.position import NOWHERE, Answer, Epoch, Position, Sequence, answer_to
-from ha_sync.errors import OperatorNeeded, WrongState
+from ha_sync.errors import OperatorNeeded, Retryable, WrongState
 from ha_sync.files.rules import Rules
 from ha_sync.files.watch import Watcher, needs_polling
 
@@ -47,17 +50,7 @@ POLL_DUTY = 0.05
 LINKED_EVERY_S = 10.0
 ACK_EVERY_S = 0.02
 STOP_S = 30.0
-
-
-class _Scan:
-    """A scan that is going on, or will."""
-
-    def __init__(self, path: bytes, *, noticed: float, slow: bool = False) -> None:
-        self.path = path
-        self.noticed = noticed
-        self.slow = slow
-        self.steps: Iterator[None] | None = None
-        self.not_before = 0.0
+HANGS_S = 5.0
 
 
 class TreeSource:
@@ -79,7 +72,7 @@ class TreeSource:
         self._wake = asyncio.Event()
         self._noticing = asyncio.Lock()
         self._moved = asyncio.Event()  # something was acknowledged, scanned or sent
-        self._scans: deque[_Scan] = deque()
+        self._scans = Scans()
         self._session: TreeSession | None = None
         self._acked = Sequence(0)
         self._ack_due = False
@@ -135,10 +128,20 @@ class TreeSource:
             self._task = None
         if self._made is not None:
             worker, self._made = self._made, None
-            await self.run(lambda: self._end(worker))
+            await self._ended(worker)
         if self._executor is not None:
             self._executor.shutdown(wait=False)
             self._executor = None
+
+    async def _ended(self, worker: TreeWorker) -> None:
+        ending = asyncio.ensure_future(self.run(lambda: self._end(worker)))
+        # The thread may wait for a server that does not answer: a change of roles does not.
+        done, _ = await asyncio.wait({ending}, timeout=HANGS_S if worker.terms.is_storage else None)
+        if done:
+            ending.result()
+        else:
+            worker.abandoned = True
+            self._report("error", "a storage does not answer and is given up", {"dataset": self._settings.name})
 
     def _end(self, worker: TreeWorker) -> None:
         if self._watcher is not None:
@@ -169,7 +172,7 @@ class TreeSource:
 
     async def _capture(self) -> None:
         await self._enter()
-        while True:
+        while self.worker.root is not None:
             await self._sleep()
             self._wake.clear()
             now = time.monotonic()
@@ -181,8 +184,8 @@ class TreeSource:
     async def _sleep(self) -> None:
         now = time.monotonic()
         at = min(self._settle.next_at(), now + TICK_S)
-        if self._scans:
-            at = min(at, self._scans[0].not_before)
+        if self._scans.first is not None:
+            at = min(at, self._scans.first.not_before)
         if self._wake.is_set() or at <= now:
             await asyncio.sleep(0)
             return
@@ -193,14 +196,15 @@ class TreeSource:
     async def _enter(self) -> None:
         while not await self.run(self.worker.enter_root):
             self._absent = True
+            self.worker.told.reports += self.worker.terms.news()
+            self._tell(self.worker.take_told())
             await asyncio.sleep(ROOT_EVERY_S if self._started.is_set() else 0.2)
         self._tell(await self.run(self.worker.take_told))
         await self.run(self._start_watching)
         self._failed = ""
         self._absent = False
         now = time.monotonic()
-        self._scans.clear()
-        self._scans.append(_Scan(b"", noticed=0.0))
+        self._scans.anew()
         self._next_reconcile = now + self._settings.reconcile_s
         self._next_look = now + ROOT_EVERY_S
 
@@ -210,6 +214,9 @@ class TreeSource:
         polled = needs_polling(guard.kind)
         self._polling = polled
         self._poll_s = math.inf
+        if self.worker.terms.is_storage and self._watcher is not None:
+            self._watcher.close()  # it may have been another filesystem
+            self._watcher = None
         if polled or self._settings.poll_s is not None:
             self._poll_s = self._settings.poll_s if self._settings.poll_s is not None else POLL_DEFAULT_S
         if not polled and self._watcher is None:
@@ -246,18 +253,7 @@ class TreeSource:
             self._next_look = 0.0
 
     def _scan(self, path: bytes, *, noticed: float, slow: bool = False) -> None:
-        below = path + b"/" if path else b""
-        waiting = [s for s in self._scans if s.steps is None]
-        if any(s.path == path or not s.path for s in waiting if not s.slow):
-            return
-        covered = {id(s) for s in waiting if s.path.startswith(below)}
-        self._scans = deque(s for s in self._scans if id(s) not in covered)
-        scan = _Scan(path, noticed=noticed, slow=slow)
-        # A new directory must not wait for a slow reconcile.
-        if not slow and self._scans and (self._scans[0].slow or not self._scans[0].noticed) and self._started.is_set():
-            self._scans.appendleft(scan)
-        else:
-            self._scans.append(scan)
+        self._scans.add(path, noticed=noticed, slow=slow, started=self._started.is_set())
 
     async def _notice(self, take: Callable[[], Due]) -> None:
         """Marks what is due and rouses the session."""
@@ -300,9 +296,9 @@ class TreeSource:
         self._moved.set()
 
     async def _advance_scan(self, now: float) -> None:
-        if not self._scans or self._scans[0].not_before > now:
+        scan = self._scans.first
+        if scan is None or scan.not_before > now:
             return
-        scan = self._scans[0]
         done, told = await self.run(lambda: self._slice(scan))
         self._tell(told)
         if scan.slow:
@@ -310,13 +306,12 @@ class TreeSource:
         if self._session is not None:
             self._session.rouse()
         if done:
-            with contextlib.suppress(ValueError):
-                self._scans.remove(scan)
+            self._scans.over(scan)
             if not scan.path:
                 self._started.set()
                 self._rearm(time.monotonic() - now)
 
-    def _slice(self, scan: _Scan) -> tuple[bool, Told]:
+    def _slice(self, scan: Scan) -> tuple[bool, Told]:
         until = time.monotonic() + SLICE_S
         if scan.steps is None:
             watch = self._watcher.add if self._watcher is not None else None
@@ -339,7 +334,7 @@ class TreeSource:
         )  # fmt: skip
 
     async def _keep(self, now: float) -> None:
-        if now >= self._next_reconcile and not self._scans:
+        if now >= self._next_reconcile and self._scans.first is None:
             self._next_reconcile = math.inf
             self._scan(b"", noticed=0.0, slow=self._poll_s == math.inf)
         if now >= self._linked_at:
@@ -353,10 +348,31 @@ class TreeSource:
         self._scan(b"", noticed=0.0)
 
     def _look(self) -> Told:
-        worker = self.worker
-        if worker.guard is not None and not worker.halted and (reason := worker.guard.look()):
-            worker.halt(reason)
-        return worker.take_told()
+        self.worker.look()
+        return self.worker.take_told()
+
+    # ---- a storage
+
+    @property
+    def terms(self) -> Terms:
+        """On what terms it is sent."""
+        return self.worker.terms
+
+    async def admit(self, *, admitted: bool) -> None:
+        """An operator asked for the first sync, or ended it."""
+        await self.run(lambda: self.worker.terms.admit(admitted))
+        self.rouse()
+
+    def pause_after(self, size: int) -> float:
+        """Seconds before the next frame."""
+        storage = self._settings.storage
+        return size / (storage.rate_mib_per_s * 1024 * 1024) if storage is not None and storage.rate_mib_per_s else 0.0
+
+    def rouse(self) -> None:
+        """The terms have changed."""
+        self._wake.set()
+        if self._session is not None:
+            self._session.rouse()
 
     # ---- sessions
 
@@ -366,6 +382,8 @@ class TreeSource:
             await self._session.close()
         worker = self.worker
         await self._started_or_waiting()
+        if refusal := worker.terms.refusal:
+            raise Retryable("does not send", subject=self._settings.name, reason=refusal)
         journal = worker.journal
         answer = answer_to(applied=applied, captured=journal.captured, oldest_kept=Sequence(0))
         if not journal.peer_known:
@@ -436,16 +454,16 @@ class TreeSource:
         else:
             self._scan(b"", noticed=0.0)
             self._wake.set()
-        while self._scans and any(not s.slow for s in self._scans):
+        while self._scans.urgent:
             await self._progress()
         self.drain(time.monotonic())
-        while any(not s.slow for s in self._scans):
+        while self._scans.urgent:
             await self._progress()
         await self._notice(self._settle.flush)
         if self._linked_at < math.inf:
             self._look_for_links(time.monotonic())
             self._wake.set()
-        while any(not s.slow for s in self._scans):
+        while self._scans.urgent:
             await self._progress()
         while (position := await self.run(self._cover)) is None:
             self._check_halted()
@@ -507,8 +525,7 @@ class TreeSource:
         if self._watcher is not None:
             watcher = self._watcher
             await self.run(lambda: watcher.forget(b""))
-        self._scans.clear()
-        self._scans.append(_Scan(b"", noticed=0.0))
+        self._scans.anew()
         self._wake.set()
 
     # ---- the full backup's questions
@@ -549,7 +566,10 @@ class TreeSource:
         worker = self._made
         if worker is None:
             return DatasetReport(state=DatasetState.STARTING, position=NOWHERE)
-        state, reason = self._state(worker)
+        state, reason = state_of(
+            worker, self._settings.path, failed=self._failed, started=self._started.is_set(),
+            served=self._session is not None, polling=self._polling,
+        )  # fmt: skip
         journal, tally = worker.journal, worker.tally
         watches = self._watcher.count if self._watcher is not None else 0
         backlog = journal.backlog + self._settle.waiting if journal.peer_known else tally.objects
@@ -571,20 +591,3 @@ class TreeSource:
                 ("growing", len(worker.appending.files)),
             ),
         )
-
-    def _state(self, worker: TreeWorker) -> tuple[DatasetState, str]:
-        if worker.halted:
-            return DatasetState.HALTED, worker.halted
-        if self._failed:
-            return DatasetState.FAILED, self._failed
-        if worker.root is None:
-            return DatasetState.WAITING, f"{self._settings.path} does not exist"
-        if not self._started.is_set():
-            return DatasetState.STARTING, "first scan"
-        if self._session is None:
-            return DatasetState.WAITING, "no standby"
-        if worker.journal.synced_at is None:
-            return DatasetState.SYNCING, ""
-        if worker.tally.unwatched and not self._polling:
-            return DatasetState.DEGRADED, f"{worker.tally.unwatched} directories cannot be watched"
-        return DatasetState.STREAMING, ""

@@ -11,19 +11,20 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 
 from ha_sync.capture.settle import Due
 from ha_sync.capture.tree.appending import Appending
 from ha_sync.capture.tree.comparing import Comparison
 from ha_sync.capture.tree.frames import FrameBuilder, frames_of, nothing
 from ha_sync.capture.tree.guard import MASS_MIN, RESTORED, Accepted, RootGuard, boot_id
-from ha_sync.capture.tree.journal import Journal, Notice
+from ha_sync.capture.tree.journal import Journal
 from ha_sync.capture.tree.links import Links
 from ha_sync.capture.tree.losses import Losses
-from ha_sync.capture.tree.mailboxes import Mailboxes, Relocked
+from ha_sync.capture.tree.mailboxes import Mailboxes
 from ha_sync.capture.tree.reading import Group, Item, Met, Reader
 from ha_sync.capture.tree.scan import Tally, Walk, Watch, differences
+from ha_sync.capture.tree.terms import Terms
+from ha_sync.capture.tree.told import Told, Warnings
 from ha_sync.catalogue.tree import COPY_SOURCE_MIN, TreeCatalogue, key_of
 from ha_sync.config import TreeSettings
 from ha_sync.core.frame import FRAME_TARGET_BYTES, Frame
@@ -43,19 +44,6 @@ DISTRUSTS = "distrusts"
 
 MISSING_MAX = 100_000
 """Missing paths kept until a scan ends; beyond it they are judged in portions."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Told:
-    """What the event loop learns from a piece of work."""
-
-    notices: list[Notice] = field(default_factory=list)
-    again: list[bytes] = field(default_factory=list)
-    costs: list[tuple[bytes, float]] = field(default_factory=list)
-    logs: list[bytes] = field(default_factory=list)  # open files that are no recordings in progress
-    relocked: list[Relocked] = field(default_factory=list)
-    linked: bool = False  # a file with several names changed: its other names must be looked for
-    reports: list[tuple[str, str, dict[str, object]]] = field(default_factory=list)
 
 
 class TreeWorker:
@@ -86,7 +74,9 @@ class TreeWorker:
         self._stored_acknowledged = Sequence(0)
         self._restored = catalogue_path + RESTORED
         self._accepted = Accepted.BEING_FOUND if os.path.exists(self._restored) else Accepted.NOTHING
-        self._warned: set[bytes] = set()
+        self._warnings = Warnings()
+        self.terms = Terms(settings, self.catalogue)
+        self.abandoned = False  # another has taken over: nothing is written any more
 
     # ---- life
 
@@ -106,6 +96,9 @@ class TreeWorker:
     def close(self) -> None:
         """Stores what is known and closes everything."""
         self._drop_current()
+        if self.abandoned:
+            self.catalogue.close()
+            return
         with self.catalogue.transaction(durable=True):
             self.catalogue.mark_dirty([(path, seq) for path, (seq, _) in self.journal.live.items()])
             self.catalogue.mark_dirty([(path, self.journal.next_sequence()) for path in self.journal.held])
@@ -116,18 +109,35 @@ class TreeWorker:
     def enter_root(self) -> bool:
         """Opens the root if it is there; a guard may halt."""
         self.leave_root()
+        if self.terms.gone():
+            return False
         try:
             self.root = Root(self._settings.path)
-        except OSError:
+        except OSError as error:
+            self.terms.went(f"it cannot be opened: {error.strerror}")
             return False
         self.guard = RootGuard(self.root, self.catalogue, percent=self._settings.mass_delete_percent)
         try:
             reason = self.guard.enter()
         except OSError as error:
             reason = f"the root's marker cannot be written: {error.strerror}"
-        if reason:
-            self.halt(reason)
+        if reason and not self._disbelieved(reason):
+            return False
+        self.told.reports += self.terms.entered(self.guard.kind)
         return True
+
+    def _disbelieved(self, reason: str) -> bool:
+        """A tree halts until an operator has looked at it; a storage is waited for. Whether the root stays open."""
+        if self.terms.went(reason):
+            self.leave_root()
+            return False
+        self.halt(reason)
+        return True
+
+    def look(self) -> None:
+        """Whether the root is the one that it was."""
+        if self.guard is not None and not self.halted and (reason := self.guard.look()):
+            self._disbelieved(reason)
 
     def leave_root(self) -> None:
         """Closes the root's descriptors."""
@@ -166,17 +176,7 @@ class TreeWorker:
         met = self.met
         self.told.again += met.again
         self.told.costs += met.costs
-        for path, reason in met.errors:
-            if path not in self._warned and len(self._warned) < 1000:
-                self._warned.add(path)
-                fields: dict[str, object] = {"path": os.fsdecode(path), "reason": reason}
-                self.told.reports.append(("warning", "an object cannot be read", fields))
-        for path in met.databases:
-            if path not in self._warned and len(self._warned) < 1000:
-                self._warned.add(path)
-                hint = 'declare it as a dataset of its own: kind = "sqlite"'
-                fields = {"path": os.fsdecode(path), "hint": hint}
-                self.told.reports.append(("warning", "a SQLite database inside a tree", fields))
+        self.told.reports += self._warnings.of(met)
         self.told.logs, self.appending.logs = self.appending.logs, []
         met.again, met.costs, met.errors, met.databases = [], [], [], []
         told, self.told = self.told, Told()
@@ -248,16 +248,17 @@ class TreeWorker:
 
     def _may_go(self, gone: list[bytes]) -> bool:
         """Whether the guard lets these go; halts where it does not."""
-        if gone and (files := self._losses.files(gone)):
+        if gone and not self._settings.keeps_deleted and (files := self._losses.files(gone)):
             self._deleting(files)
-        return not self.halted
+        return not self.halted and self.root is not None
 
     def _deleting(self, files: int) -> None:
         assert self.guard is not None
         reason = self.guard.look()
         if not reason and self._accepted is Accepted.NOTHING:
             reason = self.guard.deleting(files, now=time.monotonic())
-        if reason:
+        gone = self.terms.is_storage and bool(reason) and bool(self.guard.look())
+        if reason and not (gone and not self._disbelieved(reason)):
             self.halt(reason)
 
     def _rooted(self) -> Root:
@@ -292,7 +293,7 @@ class TreeWorker:
 
     def _compared(self, walk: Walk, path: bytes, noticed: float) -> Iterator[None]:
         missing: list[bytes] = []
-        for found in differences(self.catalogue, walk, path, self.journal.flies):
+        for found in differences(self.catalogue, walk, path, self.journal.flies, inodes=self.terms.holding.inodes):
             if found is not None:
                 for each in found.changed:
                     self._losses.is_back(each)
@@ -393,7 +394,7 @@ class TreeWorker:
         if comparison is None:
             return
         comparison.end()
-        if comparison.lost_files >= MASS_MIN:
+        if comparison.lost_files >= MASS_MIN and not self._settings.keeps_deleted:
             self._deleting(comparison.lost_files)
 
     def need(self, paths: tuple[bytes, ...]) -> None:
@@ -424,7 +425,7 @@ class TreeWorker:
         frames: list[Frame] = []
         size = 0
         # A group that was begun is finished after a halt too: the guard let all that it deletes go.
-        while size < PRODUCED_BYTES and (self._current is not None or not self.halted):
+        while size < PRODUCED_BYTES and (self._current is not None or not (self.halted or self.terms.hold)):
             if self._current is None:
                 if frames:
                     break
@@ -519,7 +520,8 @@ class TreeWorker:
             if not path:
                 return os.fstat(root.fd)
             return os.stat(name, dir_fd=root.directory(parent), follow_symlinks=False)
-        except (OSError, HaSyncError):
+        except (OSError, HaSyncError) as error:
+            self.terms.must_not_vanish(error)
             return None
 
     def _group(
@@ -530,7 +532,8 @@ class TreeWorker:
             root=self._rooted(), catalogue=self.catalogue, growing=self.appending.files, directories=self._directories,
             may_copy=self._may_copy, falls=journal.falls, resend=journal.resend, met=self.met,
             leaves=lambda path: journal.leave(((path, sequence),)), sequence=sequence,
-            copy_from_size=copy_from_size, whole=self._distrusts,
+            copy_from_size=copy_from_size, whole=self._distrusts, keeps=self._settings.keeps_deleted,
+            racy_ns=self.terms.racy_ns, shifts=self.terms.is_storage,
         )  # fmt: skip
         items.sort(key=_order)
         builder = FrameBuilder()
