@@ -50,9 +50,11 @@ class Order:
 
 async def deliver(commands: Commands, order: Order) -> Delivered:
     """Never raises for what goes wrong out there."""
-    finished = await commands.run(
-        PROGRAM, deadline_s=START_S + order.target.deadline_s, given=json.dumps(to_plain(order)).encode()
-    )
+    given = json.dumps(to_plain(order)).encode()
+    try:
+        finished = await commands.run(PROGRAM, deadline_s=START_S + order.target.deadline_s, given=given)
+    except OSError as failed:  # this machine has no descriptor left
+        return Delivered(outcome=Outcome.LATER, reason=str(failed))
     if finished.ending is Ending.OVERRUN:
         return Delivered(outcome=Outcome.LATER, reason=f"no answer within {order.target.deadline_s:g} seconds")
     try:

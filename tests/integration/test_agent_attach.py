@@ -23,6 +23,7 @@ from ha_sync.core.standing import Standing
 from ha_sync.errors import Fenced, Refused, Retryable
 from ha_sync.service.attach import AgentLink
 from ha_sync.service.peer import AgentPath
+from ha_sync.service.tidings import Tidings
 
 WITHIN_S = 20.0
 
@@ -161,6 +162,8 @@ async def attached(
     events: list[str] | None = None,
     link: FakeLink | None = None,
     backups: FakeBackups | None = None,
+    *,
+    tidings: Tidings | None = None,
 ) -> AsyncIterator[AgentLink]:
     told = events if events is not None else []
     engine = AgentLink(
@@ -170,6 +173,7 @@ async def attached(
         report=lambda _severity, what, fields: told.append(f"{what} {fields.get('reason', '')}".strip()),
         link=link or FakeLink(),  # type: ignore[arg-type]
         full_backups=backups or FakeBackups(),  # type: ignore[arg-type]
+        tidings=tidings,
     )
     running = asyncio.create_task(engine.run())
     try:
@@ -195,6 +199,29 @@ async def test_the_engine_takes_the_role_it_is_directed_and_tells_what_it_has(en
         assert (list(report.paths), node.active_at) == (["/pbx/cdr.db"], "192.0.2.53")
         assert await ends.link.promoted(4, within_s=WITHIN_S)
         assert not await ends.link.promoted(5, within_s=0.01)
+
+
+@pytest.mark.req("R32")
+async def test_the_engine_tells_what_stands_in_each_report_and_what_happened_once_a_call(ends: Ends) -> None:
+    tidings = Tidings(lambda: [("error", "dataset halted", "cdr", {"reason": "deletes"})])
+    tidings.note("error", "first", {})
+    ends.link.direct("standby", 4, active_at="")
+    async with attached(ends.path, FakeNode(), tidings=tidings):
+        await ends.until(lambda: len(ends.reports) >= 3)
+        tidings.note("warning", "second", {"dataset": "cdr"})
+        count = len(ends.reports)
+        await ends.until(lambda: len(ends.reports) >= count + 3)
+    told = [(notice.what, notice.serial) for report in ends.reports for notice in report.notices]
+    assert told == [("first", 1), ("second", 2)]
+    assert {report.run for report in ends.reports} == {tidings.run}
+    assert {(one.what, one.subject) for report in ends.reports for one in report.troubles} == {
+        ("dataset halted", "cdr")
+    }
+    assert all(report.troubles for report in ends.reports)
+    before = len(ends.reports)
+    async with attached(ends.path, FakeNode(), tidings=tidings):  # nobody knows what became of the last call
+        await ends.until(lambda: len(ends.reports) > before)
+    assert [notice.serial for notice in ends.reports[before].notices] == [1, 2]
 
 
 async def test_an_engine_that_starts_anew_is_told_its_role_again(ends: Ends) -> None:

@@ -141,6 +141,26 @@ def test_an_agent_that_its_machine_contradicts_does_not_start(
     assert spoken("check-config", "--offline", "--config", config).returncode == 0
 
 
+@pytest.mark.req("R32")
+def test_check_config_says_which_secrets_cannot_be_used(run_dir: Path) -> None:
+    secret = run_dir / "secret"
+    secret.write_text("do-not-show")
+    secret.chmod(0o644)
+    rest = f"""
+[[alarm]]
+name = "noc"
+kind = "webhook"
+url = "https://noc.example.org/"
+secret_file = "{secret}"
+"""
+    config = write_toml(new_site(), "primary", run_dir, rest=rest)
+    done = spoken("check-config", "--config", config)
+    assert done.returncode == 0
+    assert f"warning: {secret} may be read by others" in done.stdout
+    assert "do-not-show" not in done.stdout + done.stderr
+    assert "warning: /" not in spoken("check-config", "--offline", "--config", config).stdout
+
+
 @pytest.mark.root
 @pytest.mark.req("R1.6")
 def test_the_peers_mac_is_not_this_nodes(run_dir: Path, net: netns.Net) -> None:

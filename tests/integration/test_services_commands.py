@@ -53,6 +53,13 @@ async def test_a_program_that_ends_in_time_is_told_with_status_and_output(comman
     assert (await commands.run(("/bin/true",), deadline_s=10)).ok
 
 
+async def test_a_program_reads_what_it_is_given_and_nothing_more(commands: Commands) -> None:
+    given = b"x" * 1_000_000  # more than a pipe takes
+    done = await commands.run((SH, "-c", "wc -c"), deadline_s=20, given=given)
+    assert (done.ending, done.output) == (Ending.OK, "1000000")
+    assert (await commands.run((SH, "-c", "wc -c"), deadline_s=20)).output == "0"
+
+
 async def test_a_program_killed_by_a_signal_is_told_so(commands: Commands) -> None:
     done = await commands.run((SH, "-c", "kill -9 $$"), deadline_s=10)
     assert (done.ending, done.status, done.reason) == (Ending.FAILED, -9, "signal 9")

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from ha_agent.alarms import courier as courier_module
 from ha_agent.alarms.courier import REFUSALS_MAX, Courier
-from ha_agent.alarms.delivery import Delivered, Order, Outcome, from_plain, to_plain
+from ha_agent.alarms.delivery import Delivered, Order, Outcome, deliver, from_plain, to_plain
 from ha_agent.alarms.outbox import BYTES_MAX, WAITING_MAX, Outbox
 from ha_agent.alarms.values import Alarm, Key, Told
+from ha_agent.commands import Ending, Finished
 from ha_agent.settings import Security, Severity, Target, TargetKind
 
 pytestmark = pytest.mark.req("R32")
@@ -178,6 +179,35 @@ def test_no_text_of_an_event_breaks_the_file(path: str) -> None:
 def test_an_order_arrives_as_it_was_given(target: Target) -> None:
     order = Order(target=target, id="1", document={"kind": "test"})
     assert from_plain(to_plain(order)) == order
+
+
+class Broken:
+    """Commands of a machine in trouble."""
+
+    def __init__(self, output: str | OSError) -> None:
+        self._output = output
+
+    async def run(self, command: tuple[str, ...], *, deadline_s: float, given: bytes) -> Finished:
+        if isinstance(self._output, OSError):
+            raise self._output
+        return Finished(command=command, ending=Ending.FAILED, status=1, output=self._output, took_s=0.0)
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        (OSError(24, "Too many open files"), "[Errno 24] Too many open files"),
+        ("", "exit status 1: "),
+        ("Traceback ...\nMemoryError", "exit status 1: Traceback ...\nMemoryError"),
+        ('{"outcome": "perhaps", "reason": "", "asked_s": 0}', "exit status 1: "),
+        ("[]", "exit status 1: []"),
+    ],
+)
+async def test_a_process_that_does_not_answer_is_tried_again(output: str | OSError, reason: str) -> None:
+    order = Order(target=Target(name="a", kind=TargetKind.WEBHOOK), id="1", document={})
+    found = await deliver(Broken(output), order)  # type: ignore[arg-type]
+    assert found.outcome is Outcome.LATER
+    assert found.reason.startswith(reason)
 
 
 # ---- the courier
