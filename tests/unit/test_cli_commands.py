@@ -10,10 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from ha_sync.cli.log_lines import FieldsFormatter
-from ha_sync.cli.main import VERBS
+from ha_sync.cli.main import VERBS, cli
 from tests.support.client import ROOT, ha_sync
 
 GOOD = """
@@ -73,12 +74,22 @@ def test_help_names_every_verb() -> None:
     assert all(f"  {verb} " in said.out for verb in VERBS)
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in {"demo", "pair"}])
-def test_every_verb_has_json_or_runs_until_it_is_stopped(verb: str) -> None:
-    arguments = ("logs", "events") if verb == "logs" else (verb,)
-    said = ha_sync(*arguments, "--help")
+def lines() -> list[tuple[str, ...]]:
+    """Every command; a group's are those below it."""
+    found: list[tuple[str, ...]] = []
+    for verb in VERBS:
+        assert isinstance(cli, click.Group)
+        command = cli.get_command(click.Context(cli), verb)
+        below = sorted(command.commands) if isinstance(command, click.Group) else [""]
+        found += [tuple(filter(None, (verb, each))) for each in below]
+    return found
+
+
+@pytest.mark.parametrize("line", [line for line in lines() if line[0] not in {"demo", "pair"}], ids=" ".join)
+def test_every_verb_has_json_or_runs_until_it_is_stopped(line: tuple[str, ...]) -> None:
+    said = ha_sync(*line, "--help")
     assert said.code == 0
-    assert ("--json" in said.out) == (verb != "serve")
+    assert ("--json" in said.out) == (line != ("serve",))
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
