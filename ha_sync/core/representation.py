@@ -19,6 +19,9 @@ FAT_LAST_NS = 4_354_819_198 * SECOND_NS  # 2107-12-31T23:59:58
 FAT_SIZE_MAX = (1 << 32) - 1
 NAME_UNITS_MAX = 255
 
+Facts = tuple[int, int, int, int, bytes]
+"""Mode, owner, group, modification time, attributes."""
+
 _DIRECTORY = 2
 _SYMLINK = 3
 _CONTROL = bytes(range(1, 32))
@@ -138,16 +141,14 @@ def time_in(mtime_ns: int, holding: Holding) -> int:
 
 def told(seen: Seen, holding: Holding) -> Seen:
     """What is compared of an object."""
-    mode, uid, gid, mtime_ns, xattrs = facts(
-        seen.mode, seen.uid, seen.gid, seen.mtime_ns, seen.xattrs, holding, directory=seen.type == _DIRECTORY
-    )
+    of = (seen.mode, seen.uid, seen.gid, seen.mtime_ns, seen.xattrs)
+    mode, uid, gid, mtime_ns, xattrs = facts(of, holding, directory=seen.type == _DIRECTORY)
     return seen._replace(mode=mode, uid=uid, gid=gid, mtime_ns=mtime_ns, xattrs=xattrs)
 
 
-def facts(
-    mode: int, uid: int, gid: int, mtime_ns: int, xattrs: bytes, holding: Holding, *, directory: bool
-) -> tuple[int, int, int, int, bytes]:
-    """The same of the metadata alone: mode, owner, group, time, attributes."""
+def facts(of: Facts, holding: Holding, *, directory: bool) -> Facts:
+    """The same of the metadata alone."""
+    mode, uid, gid, mtime_ns, xattrs = of
     timeless = directory and not holding.directory_times
     return (
         mode if holding.modes else 0,

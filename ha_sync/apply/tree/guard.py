@@ -15,7 +15,7 @@ import contextlib
 import os
 import stat
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -24,10 +24,17 @@ from ha_sync.apply.tree.content import witness_of
 from ha_sync.apply.tree.survey import Found, Rows, Survey, holds
 from ha_sync.catalogue.tree import TYPE_DIRECTORY, TYPE_SYMLINK, Entry, TreeCatalogue, key_of
 from ha_sync.core.dataset import Report
-from ha_sync.core.representation import facts
+from ha_sync.core.representation import Facts, facts
 from ha_sync.errors import Refused, RepairNeeded
 from ha_sync.files.confine import split
-from ha_sync.files.metadata import TYPE_SPECIAL, Metadata, apply_to_descriptor, apply_to_symlink, object_type
+from ha_sync.files.metadata import (
+    TYPE_SPECIAL,
+    Metadata,
+    apply_to_descriptor,
+    apply_to_symlink,
+    metadata_of,
+    object_type,
+)
 from ha_sync.files.places import join
 from ha_sync.files.watch import IS_DIRECTORY, Watcher
 
@@ -145,7 +152,8 @@ class Inspector:
 
     def _put_back(self, found: Found, entry: Entry, now: Entry, findings: Findings) -> None:
         wanted = _metadata(entry)
-        if self._held(entry) != self._held(now):
+        directory = entry.type == TYPE_DIRECTORY
+        if self._held(wanted, directory=directory) != self._held(_metadata(now), directory=directory):
             with contextlib.suppress(*_GONE):
                 self._apply(found.place, entry.type, wanted)
                 findings.told.append(("changed metadata was put back", found.path))
@@ -155,14 +163,9 @@ class Inspector:
                 self._catalogue.put_entries([_with_witness(entry, status)])
         findings.settled.append(found.path)
 
-    def _told_of(self, mode: int, uid: int, gid: int, mtime_ns: int, xattrs: bytes) -> tuple[int, ...]:
-        return facts(mode, uid, gid, mtime_ns, xattrs, self._applier.holding, directory=True)[:4]
-
-    def _held(self, entry: Entry) -> tuple[object, ...]:
+    def _held(self, of: Metadata, *, directory: bool) -> Facts:
         """What of an object's metadata can be there."""
-        of = _metadata(entry)
-        directory = entry.type == TYPE_DIRECTORY
-        return facts(of.mode, of.uid, of.gid, of.mtime_ns, of.xattrs, self._applier.holding, directory=directory)
+        return facts((of.mode, of.uid, of.gid, of.mtime_ns, of.xattrs), self._applier.holding, directory=directory)
 
     def _apply(self, place: bytes, kind: int, wanted: Metadata) -> None:
         root = self._tree.root
@@ -184,9 +187,8 @@ class Inspector:
             if self.watch(place, fd, status):
                 below = [join(path, os.fsencode(name)) for name in os.listdir(fd)]
                 findings.more += [each for each in below if self._catalogue.entry(each) is None]
-            now = (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns, b"")
-            told = self._told_of(entry.mode, entry.uid, entry.gid, entry.mtime_ns, b"")
-            here = self._told_of(*now)
+            told = self._held(replace(_metadata(entry), xattrs=b""), directory=True)
+            here = self._held(metadata_of(status), directory=True)
             if told[:3] != here[:3]:
                 apply_to_descriptor(fd, _metadata(entry))
                 findings.told.append(("changed metadata was put back", path))
