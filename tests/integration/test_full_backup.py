@@ -148,6 +148,26 @@ def test_what_differs_on_the_standby_is_found_named_and_repaired(pair, verify):
     assert again_code <= code
 
 
+@pytest.mark.req("R23", "R13")
+def test_a_row_that_was_edited_and_a_guard_that_is_gone_are_found_by_name(pair):
+    rows = f"{pair.b.place.root}/config.db"
+    for row in range(20):
+        write_rows(f"{pair.a.place.root}/config.db", "INSERT INTO extension (number, name) VALUES (?, 'x')", str(row))
+    assert pair.a.wait_replicated() == ()
+    guards = [name for (name,) in read_rows(rows, "SELECT name FROM sqlite_schema WHERE type = 'trigger'")]
+    for fault, spoilt in (
+        ("content", "UPDATE extension SET name = 'spoilt' WHERE id = 7"),
+        ("guard", f"DROP TRIGGER {guards[0]}"),
+    ):
+        behind_our_back(Path(rows), spoilt)
+        code, last = backup(pair.a)
+        found = findings(pair.a, last["run"])
+        assert (code, last["result"]) == (0, "done"), found
+        assert {(item[0], *item[2:]) for item in found} == {("config", fault, "standby", True)}
+    assert read_rows(rows, "SELECT name FROM extension WHERE id = 7") == [("x",)]
+    assert backup(pair.a)[1]["differing"] == 0
+
+
 @pytest.mark.req("R23")
 def test_a_file_that_rotted_on_the_active_is_told_and_never_copied(pair):
     good = Path(pair.a.place.root, "files/d1/f05").read_bytes()
