@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import grpc
@@ -39,7 +40,10 @@ from ha_sync.pairing.gate import Gate
 from ha_sync.service.peer import PeerLink
 from ha_sync.service.status_map import Context, abort
 
+log = logging.getLogger(__name__)
+
 EXAMINE_SERVICE = "ha_proto.sync.v1.ExamineService"
+AGAIN_S = 5.0
 BARRIER_S = 120.0
 """So long a barrier waits for a Standby that is slow or away; then the run waits for it as a whole."""
 
@@ -123,6 +127,7 @@ class FullBackups:
     ) -> None:
         host = _Host(node)
         self._node = node
+        self._report = report
         self._membership = membership
         self.desk = Desk()
         self.runner = FullBackup(
@@ -140,8 +145,18 @@ class FullBackups:
     async def run(self) -> None:
         """Until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self.runner.run(), name="full backups")
-            tasks.create_task(self._answerer.run(), name="answers to the full backup")
+            tasks.create_task(self._kept(self.runner.run), name="full backups")
+            tasks.create_task(self._kept(self._answerer.run), name="answers to the full backup")
+
+    async def _kept(self, part: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Begins again after whatever went wrong: the streams must not end with it."""
+        while True:
+            try:
+                await part()
+            except Exception as error:  # a bug, or a disk that fails; it is reported
+                log.exception("full backup")
+                self._report("error", "the full backup failed and starts again", {"reason": repr(error)})
+            await asyncio.sleep(AGAIN_S)
 
     def _member(self) -> Member | None:
         found = self._membership()

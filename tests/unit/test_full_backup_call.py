@@ -131,6 +131,9 @@ async def test_several_questions_are_answered_each_whole_and_in_order() -> None:
         answers = await asyncio.gather(*(asked(desk, b"%d" % count) for count in (0, 3, 100, 1)))
     assert answers == [[b"%d" % n for n in range(count)] for count in (0, 3, 100, 1)]
     assert standby.promised == 4
+    async with asyncio.timeout(20):
+        while not standby.rested:  # in the witness's own thread
+            await asyncio.sleep(0.005)
     assert standby.rested == 1
 
 

@@ -377,6 +377,21 @@ def test_what_is_remembered_is_read_back_and_rubbish_is_nothing(tmp_path: Path) 
         assert Memory(path).now == Remembered()
 
 
+async def test_a_disk_that_takes_nothing_costs_the_memory_of_a_run_and_not_the_run(tmp_path: Path) -> None:
+    node = Node()
+    async with site(tmp_path, node) as made:
+        (tmp_path / "full.json.new").mkdir()  # where the next state would be written first
+        await made.runner.start(Depth.CONTENT, Trigger.MANUAL)
+        last = await made.over()
+        assert last.result == "done"
+        assert made.memory.now.run is None
+        (tmp_path / "full.json.new").rmdir()
+        await made.runner.start(Depth.CONTENT, Trigger.MANUAL)
+        await made.over()
+    told = [what for _, what, _ in made.events if "cannot be stored" in what]
+    assert told == ["the state of full backups cannot be stored"]
+
+
 class FakeClock:
     """The wall clock of a node in Berlin."""
 

@@ -57,9 +57,9 @@ class Memory:
         self.now = _read(path)
 
     def store(self, remembered: Remembered) -> None:
-        """Durable when it returns."""
-        write_durably(self._path, json.dumps(_plain(remembered)).encode())
+        """Durable when it returns. Raises OSError where it is not; it counts all the same while this engine runs."""
         self.now = remembered
+        write_durably(self._path, json.dumps(_plain(remembered)).encode())
 
     def begun(self, unix_s: float) -> None:
         """A full backup began at that time, here or on the other node."""

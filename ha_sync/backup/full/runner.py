@@ -252,6 +252,7 @@ class FullBackup:
         self._why = ""  # it is being cancelled
         self._changed = asyncio.Event()
         self._next_unix_s: float | None = None
+        self._forgetful = False  # the disk does not take our state
         self._times = times or Times()
         self._began = time.monotonic()
         desk.begun_unix_s = memory.now.last_begun_unix_s
@@ -309,11 +310,22 @@ class FullBackup:
 
     async def noted(self, unix_s: float) -> None:
         """A full backup began at that time, here or on the other node."""
-        await asyncio.to_thread(self._memory.begun, unix_s)
+        await self._remember(lambda: self._memory.begun(unix_s))
 
     async def store(self, state: RunState | None) -> None:
-        """Durable when it returns."""
-        await asyncio.to_thread(self._memory.store, replace(self._memory.now, run=state))
+        """Durable when it returns, unless the disk is full: then a restart begins anew, which costs time only."""
+        remembered = replace(self._memory.now, run=state)
+        await self._remember(lambda: self._memory.store(remembered))
+
+    async def _remember(self, write: Callable[[], None]) -> None:
+        try:
+            await asyncio.to_thread(write)
+        except OSError as error:
+            if not self._forgetful:
+                self._report("warning", "the state of full backups cannot be stored", {"reason": str(error)})
+            self._forgetful = True
+        else:
+            self._forgetful = False
 
     async def _stop_task(self) -> None:
         task, self._task = self._task, None
