@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from ha_proto.sync.v1 import storage_pb2 as _storage_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -1895,3 +1896,338 @@ class DiscardDivergenceResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DiscardDivergenceResponse: _TypeAlias = DiscardDivergenceResponse  # noqa: Y015
+
+@_typing.final
+class ListStoragesRequest(_message.Message):
+    """---- external storage ----------------------------------------------------------------------------------------------"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListStoragesRequest: _TypeAlias = ListStoragesRequest  # noqa: Y015
+
+@_typing.final
+class ListStoragesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORAGES_FIELD_NUMBER: _builtins.int
+    MISMATCHES_FIELD_NUMBER: _builtins.int
+    PEER_AGE_S_FIELD_NUMBER: _builtins.int
+    peer_age_s: _builtins.float
+    """how old the other node's word is; absent: it never told"""
+    @_builtins.property
+    def storages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoragePair]: ...
+    @_builtins.property
+    def mismatches(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """kinds and numbers that are not the same on both nodes"""
+
+    def __init__(
+        self,
+        *,
+        storages: _abc.Iterable[Global___StoragePair] | None = ...,
+        mismatches: _abc.Iterable[_builtins.str] | None = ...,
+        peer_age_s: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_peer_age_s", b"_peer_age_s", "peer_age_s", b"peer_age_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_peer_age_s", b"_peer_age_s", "mismatches", b"mismatches", "peer_age_s", b"peer_age_s", "storages", b"storages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__peer_age_s: _TypeAlias = _typing.Literal["peer_age_s"]  # noqa: Y015
+    _WhichOneofArgType__peer_age_s: _TypeAlias = _typing.Literal["_peer_age_s", b"_peer_age_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__peer_age_s) -> _WhichOneofReturnType__peer_age_s | None: ...
+
+Global___ListStoragesResponse: _TypeAlias = ListStoragesResponse  # noqa: Y015
+
+@_typing.final
+class StoragePair(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    HERE_FIELD_NUMBER: _builtins.int
+    THERE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SYNCED_FIELD_NUMBER: _builtins.int
+    SHARED_FIELD_NUMBER: _builtins.int
+    MISMATCHES_FIELD_NUMBER: _builtins.int
+    SYNC_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    state: _builtins.str
+    """of its stream on this node"""
+    reason: _builtins.str
+    synced: _builtins.bool
+    """it was asked for: new files follow by themselves"""
+    shared: _builtins.bool
+    """both nodes have mounted the same one: nothing is copied"""
+    @_builtins.property
+    def here(self) -> _storage_pb2.FoundStorage:
+        """absent: not configured on that node"""
+
+    @_builtins.property
+    def there(self) -> _storage_pb2.FoundStorage: ...
+    @_builtins.property
+    def mismatches(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def sync(self) -> Global___StorageProgress:
+        """the one that goes on, or the last"""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        here: _storage_pb2.FoundStorage | None = ...,
+        there: _storage_pb2.FoundStorage | None = ...,
+        state: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        synced: _builtins.bool = ...,
+        shared: _builtins.bool = ...,
+        mismatches: _abc.Iterable[_builtins.str] | None = ...,
+        sync: Global___StorageProgress | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["here", b"here", "sync", b"sync", "there", b"there"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["here", b"here", "mismatches", b"mismatches", "name", b"name", "reason", b"reason", "shared", b"shared", "state", b"state", "sync", b"sync", "synced", b"synced", "there", b"there"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoragePair: _TypeAlias = StoragePair  # noqa: Y015
+
+@_typing.final
+class PlanStorageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanStorageRequest: _TypeAlias = PlanStorageRequest  # noqa: Y015
+
+@_typing.final
+class StoragePlan(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    LOOKED_AT_FIELD_NUMBER: _builtins.int
+    SEND_OBJECTS_FIELD_NUMBER: _builtins.int
+    SEND_BYTES_FIELD_NUMBER: _builtins.int
+    CHANGE_OBJECTS_FIELD_NUMBER: _builtins.int
+    DELETE_OBJECTS_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
+    ROOM_BYTES_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    complete: _builtins.bool
+    looked_at: _builtins.int
+    """objects so far"""
+    send_objects: _builtins.int
+    send_bytes: _builtins.int
+    change_objects: _builtins.int
+    """of these: only metadata"""
+    delete_objects: _builtins.int
+    """on the Standby; 0 where it is add-only"""
+    left_out: _builtins.int
+    """cannot lie on the other node's filesystem"""
+    room_bytes: _builtins.int
+    """free there"""
+    refusal: _builtins.str
+    """why a sync would be refused"""
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoragePlanLine]:
+        """the first of them"""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        complete: _builtins.bool = ...,
+        looked_at: _builtins.int = ...,
+        send_objects: _builtins.int = ...,
+        send_bytes: _builtins.int = ...,
+        change_objects: _builtins.int = ...,
+        delete_objects: _builtins.int = ...,
+        left_out: _builtins.int = ...,
+        room_bytes: _builtins.int = ...,
+        lines: _abc.Iterable[Global___StoragePlanLine] | None = ...,
+        refusal: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_objects", b"change_objects", "complete", b"complete", "delete_objects", b"delete_objects", "left_out", b"left_out", "lines", b"lines", "looked_at", b"looked_at", "name", b"name", "refusal", b"refusal", "room_bytes", b"room_bytes", "send_bytes", b"send_bytes", "send_objects", b"send_objects"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoragePlan: _TypeAlias = StoragePlan  # noqa: Y015
+
+@_typing.final
+class StoragePlanLine(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WHAT_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    what: _builtins.str
+    """send | change | delete | left out"""
+    path: _builtins.str
+    bytes: _builtins.int
+    detail: _builtins.str
+    def __init__(
+        self,
+        *,
+        what: _builtins.str = ...,
+        path: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "detail", b"detail", "path", b"path", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoragePlanLine: _TypeAlias = StoragePlanLine  # noqa: Y015
+
+@_typing.final
+class SyncStorageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMES_FIELD_NUMBER: _builtins.int
+    VERIFY_FIELD_NUMBER: _builtins.int
+    ALLOW_MISMATCH_FIELD_NUMBER: _builtins.int
+    verify: _builtins.str
+    """metadata (default) | content"""
+    allow_mismatch: _builtins.bool
+    """those that fit are synced, the rest is left out and named"""
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """none: all"""
+
+    def __init__(
+        self,
+        *,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+        verify: _builtins.str = ...,
+        allow_mismatch: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_mismatch", b"allow_mismatch", "names", b"names", "verify", b"verify"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SyncStorageRequest: _TypeAlias = SyncStorageRequest  # noqa: Y015
+
+@_typing.final
+class SyncStorageResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SYNCS_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def syncs(self) -> _containers.RepeatedCompositeFieldContainer[Global___StorageProgress]: ...
+    @_builtins.property
+    def left_out(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        syncs: _abc.Iterable[Global___StorageProgress] | None = ...,
+        left_out: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["left_out", b"left_out", "syncs", b"syncs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SyncStorageResponse: _TypeAlias = SyncStorageResponse  # noqa: Y015
+
+@_typing.final
+class WatchStorageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    run: _builtins.str
+    """ends with this run; empty: goes on for ever"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        run: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchStorageRequest: _TypeAlias = WatchStorageRequest  # noqa: Y015
+
+@_typing.final
+class ControlStorageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    action: _builtins.str
+    """pause | resume | cancel"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        action: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ControlStorageRequest: _TypeAlias = ControlStorageRequest  # noqa: Y015
+
+@_typing.final
+class StorageProgress(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    JOINED_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    joined: _builtins.bool
+    @_builtins.property
+    def progress(self) -> Global___FullBackupProgress: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        joined: _builtins.bool = ...,
+        progress: Global___FullBackupProgress | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["joined", b"joined", "name", b"name", "progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StorageProgress: _TypeAlias = StorageProgress  # noqa: Y015

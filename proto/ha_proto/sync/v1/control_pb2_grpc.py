@@ -139,6 +139,31 @@ class ControlServiceStub:
                 request_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.DiscardDivergenceRequest.SerializeToString,
                 response_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.DiscardDivergenceResponse.FromString,
                 _registered_method=True)
+        self.ListStorages = channel.unary_unary(
+                '/ha_proto.sync.v1.ControlService/ListStorages',
+                request_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.ListStoragesRequest.SerializeToString,
+                response_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.ListStoragesResponse.FromString,
+                _registered_method=True)
+        self.PlanStorage = channel.unary_stream(
+                '/ha_proto.sync.v1.ControlService/PlanStorage',
+                request_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.PlanStorageRequest.SerializeToString,
+                response_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.StoragePlan.FromString,
+                _registered_method=True)
+        self.SyncStorage = channel.unary_unary(
+                '/ha_proto.sync.v1.ControlService/SyncStorage',
+                request_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.SyncStorageRequest.SerializeToString,
+                response_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.SyncStorageResponse.FromString,
+                _registered_method=True)
+        self.WatchStorage = channel.unary_stream(
+                '/ha_proto.sync.v1.ControlService/WatchStorage',
+                request_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.WatchStorageRequest.SerializeToString,
+                response_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.StorageProgress.FromString,
+                _registered_method=True)
+        self.ControlStorage = channel.unary_unary(
+                '/ha_proto.sync.v1.ControlService/ControlStorage',
+                request_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.ControlStorageRequest.SerializeToString,
+                response_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.StorageProgress.FromString,
+                _registered_method=True)
 
 
 class ControlServiceServicer:
@@ -279,6 +304,39 @@ class ControlServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListStorages(self, request, context):
+        """External storage: both nodes side by side, the first sync, and what goes on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlanStorage(self, request, context):
+        """What a sync would do; the last message has it all.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SyncStorage(self, request, context):
+        """Begins a sync of each; one that goes on is joined. Refused where it would not be safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchStorage(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ControlStorage(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -386,6 +444,31 @@ def add_ControlServiceServicer_to_server(servicer, server):
                     servicer.DiscardDivergence,
                     request_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.DiscardDivergenceRequest.FromString,
                     response_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.DiscardDivergenceResponse.SerializeToString,
+            ),
+            'ListStorages': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListStorages,
+                    request_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.ListStoragesRequest.FromString,
+                    response_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.ListStoragesResponse.SerializeToString,
+            ),
+            'PlanStorage': grpc.unary_stream_rpc_method_handler(
+                    servicer.PlanStorage,
+                    request_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.PlanStorageRequest.FromString,
+                    response_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.StoragePlan.SerializeToString,
+            ),
+            'SyncStorage': grpc.unary_unary_rpc_method_handler(
+                    servicer.SyncStorage,
+                    request_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.SyncStorageRequest.FromString,
+                    response_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.SyncStorageResponse.SerializeToString,
+            ),
+            'WatchStorage': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchStorage,
+                    request_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.WatchStorageRequest.FromString,
+                    response_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.StorageProgress.SerializeToString,
+            ),
+            'ControlStorage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ControlStorage,
+                    request_deserializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.ControlStorageRequest.FromString,
+                    response_serializer=ha__proto_dot_sync_dot_v1_dot_control__pb2.StorageProgress.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -955,6 +1038,141 @@ class ControlService:
             '/ha_proto.sync.v1.ControlService/DiscardDivergence',
             ha__proto_dot_sync_dot_v1_dot_control__pb2.DiscardDivergenceRequest.SerializeToString,
             ha__proto_dot_sync_dot_v1_dot_control__pb2.DiscardDivergenceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListStorages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ha_proto.sync.v1.ControlService/ListStorages',
+            ha__proto_dot_sync_dot_v1_dot_control__pb2.ListStoragesRequest.SerializeToString,
+            ha__proto_dot_sync_dot_v1_dot_control__pb2.ListStoragesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanStorage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ha_proto.sync.v1.ControlService/PlanStorage',
+            ha__proto_dot_sync_dot_v1_dot_control__pb2.PlanStorageRequest.SerializeToString,
+            ha__proto_dot_sync_dot_v1_dot_control__pb2.StoragePlan.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SyncStorage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ha_proto.sync.v1.ControlService/SyncStorage',
+            ha__proto_dot_sync_dot_v1_dot_control__pb2.SyncStorageRequest.SerializeToString,
+            ha__proto_dot_sync_dot_v1_dot_control__pb2.SyncStorageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchStorage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ha_proto.sync.v1.ControlService/WatchStorage',
+            ha__proto_dot_sync_dot_v1_dot_control__pb2.WatchStorageRequest.SerializeToString,
+            ha__proto_dot_sync_dot_v1_dot_control__pb2.StorageProgress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ControlStorage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ha_proto.sync.v1.ControlService/ControlStorage',
+            ha__proto_dot_sync_dot_v1_dot_control__pb2.ControlStorageRequest.SerializeToString,
+            ha__proto_dot_sync_dot_v1_dot_control__pb2.StorageProgress.FromString,
             options,
             channel_credentials,
             insecure,
