@@ -124,3 +124,26 @@ def test_an_epoch_of_another_node_is_not_served_because_it_was_seen(tmp_path: Pa
     again = EngineState(str(tmp_path / "engine.db"))
     assert (again.stored.role, again.stored.promised, again.stored.served) == (Role.STANDBY, 8, 7)
     again.close()
+
+
+@pytest.mark.req("R32")
+async def test_an_engine_whose_dataset_stands_still_says_so_to_its_agent(run_dir: Path) -> None:
+    config = node(run_dir, was=Role.ACTIVE, epoch=4)
+    async with served(config), agent(config) as ends:
+        ends.link.direct("active", 4, active_at="192.0.2.53")
+        sound = await ends.until_reported(lambda report: report.promoted == 4)
+        assert [one.what for one in sound.troubles] == []
+        # Somebody took the folder away: a guard halts the dataset rather than delete everything on the Standby.
+        (run_dir / "files").rename(run_dir / "elsewhere")
+        report = await ends.until_reported(lambda report: len(report.troubles) > 0)
+        assert [(one.severity, one.what, one.subject) for one in report.troubles] == [
+            ("error", "dataset halted", "files")
+        ]
+        assert report.troubles[0].fields["reason"]
+        assert report.run
+        (run_dir / "elsewhere").rename(run_dir / "files")
+        resumed = await asyncio.to_thread(
+            ha_sync, "resume", "files", "--socket", str(config.parent / "run" / "sync.sock")
+        )
+        assert resumed.code == 0, resumed.err
+        await ends.until_reported(lambda report: not report.troubles)
