@@ -197,7 +197,7 @@ class Packages:
                     yield pb.ExportPackageResponse(data=piece)
                 result.update(await work.result())
         finally:
-            shutil.rmtree(self._spool, ignore_errors=True)
+            await asyncio.to_thread(shutil.rmtree, self._spool, ignore_errors=True)
 
     def _require_exportable(self, *, allow_standby: bool) -> None:
         node = self._parts.node

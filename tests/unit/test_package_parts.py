@@ -22,10 +22,12 @@ from ha_sync.backup.package.fit import NodeFacts, fit
 from ha_sync.backup.package.format import Described, Schema
 from ha_sync.backup.package.occupants import occupants
 from ha_sync.backup.package.places import Stopped
-from ha_sync.backup.package.plan import DatasetPlan, plans_in, plans_out
+from ha_sync.backup.package.plan import DatasetPlan, plan_of, plans_in, plans_out
 from ha_sync.backup.package.reader import Package
 from ha_sync.backup.package.swap import INTENT_NAME, recover, sweep
 from ha_sync.backup.package.trees import TRIES, TreeReader
+from ha_sync.config import NodeLocalRows, SqliteSettings, TreeSettings
+from ha_sync.core.dataset import DatasetName, Priority
 from ha_sync.database.lockfree import LockFreeReader, Refusal, Rejected
 from ha_sync.errors import OperatorNeeded, Refused, Retryable
 from ha_sync.files.rules import Rules
@@ -362,6 +364,22 @@ def test_an_intent_that_cannot_be_read_stops_the_engine_instead_of_being_guessed
 def test_who_writes_to_the_data_is_named(site: Site) -> None:
     with open(os.path.join(site.path("files"), "f"), "w", encoding="ascii"):
         assert occupants(site.plans) == (), "this process is the engine"
+
+
+@pytest.mark.req("R24", "R5")
+def test_neither_what_is_the_nodes_own_nor_a_call_file_is_packed() -> None:
+    tree = TreeSettings(
+        name=DatasetName("spool"), path="/x", priority=Priority.CDR, exclude=("a",), node_local=("b/*",),
+        hold=("outgoing/*",), mailboxes=True,
+    )  # fmt: skip
+    plan = plan_of(tree)
+    assert (plan.left_out, plan.mailboxes) == (("a", "b/*", "outgoing/*"), True)
+    database = SqliteSettings(
+        name=DatasetName("config"), path="/y", priority=Priority.CONFIG, node_local_tables=("network",),
+        node_local_rows=(NodeLocalRows(table="settings", where="name = 'x'"),),
+    )  # fmt: skip
+    plan = plan_of(database, mode=0o640)
+    assert (plan.local_tables, plan.local_rows, plan.mode) == (("network",), (("settings", "name = 'x'"),), 0o640)
 
 
 def test_plans_travel_as_they_are(site: Site) -> None:

@@ -49,7 +49,9 @@ def plan_of(settings: DatasetSettings, *, position: str = "", mode: int | None =
     """From ``sync.toml``."""
     plan = DatasetPlan(name=settings.name, kind=settings.kind.value, path=settings.path, position=position, mode=mode)
     if isinstance(settings, TreeSettings):
-        return replace(plan, left_out=settings.exclude + settings.node_local, mailboxes=settings.mailboxes)
+        # Not what is held either: a call file that was packed would be dialled at the restore.
+        left_out = settings.exclude + settings.node_local + settings.hold
+        return replace(plan, left_out=left_out, mailboxes=settings.mailboxes)
     rows = tuple((rule.table, rule.where) for rule in settings.node_local_rows)
     return replace(plan, local_tables=settings.node_local_tables, local_rows=rows)
 
