@@ -52,9 +52,9 @@ def open_logs(
         switches.trim_switches(database, rows_max=switch_rows_max)
 
     writer = LogWriter(path, prepare=_prepare, on_omission=_omission, trim=trim)
-    writer.put(switches.close_left_open)
-    writer.put(events.clear_left_over)
     event_log = EventLog(writer)
+    writer.put(partial(switches.close_left_open, tell=event_log.append))
+    writer.put(events.clear_left_over)
     return AgentLogs(events=event_log, switches=SwitchLog(writer, tell=event_log.append), writer=writer)
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import enum
 import json
 import logging
+import threading
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from sqlite3 import Connection
@@ -22,6 +24,7 @@ ROWS_MAX = 100_000
 DAYS_MAX = 90.0
 ROWS_KEPT_MIN = 1000  # whatever their date: a clock that jumped must not empty the log
 FOLLOW_BATCH = 500
+EARLY_MAX = 64
 SEVERITIES = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 _RESERVED = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
@@ -59,13 +62,19 @@ class EventLog:
         self._writer = writer
         self._raised: set[tuple[str, str]] = set()
         self._listener: Listener | None = None
+        self._early: deque[tuple[str, str, str, str, Mapping[str, object]]] = deque(maxlen=EARLY_MAX)
+        self._listening = threading.Lock()  # of the two above
 
     def listen(self, listener: Listener) -> None:
         """``listener(severity, what, subject, edge, fields)`` is called for each event, by whichever thread tells it.
 
-        It must neither block nor raise. Only one listens.
+        Also for those that came before anybody listened, the newest ``EARLY_MAX``. It must neither block nor raise,
+        nor tell an event. Only one listens.
         """
-        self._listener = listener
+        with self._listening:
+            self._listener = listener
+            while self._early:
+                listener(*self._early.popleft())
 
     def append(self, severity: str, what: str, fields: Mapping[str, object]) -> None:
         """Something happened. ``what`` is constant text; what varies goes into ``fields``."""
@@ -118,8 +127,11 @@ class EventLog:
         extra = {f"{key}_" if key in _RESERVED else key: value for key, value in fields.items()}
         logger.log(SEVERITIES[severity], what, extra=extra | {"subject": subject, "edge": edge.value})
         self._writer.put(insert(severity, what, subject, edge, fields))
-        if self._listener is not None:
-            self._listener(severity, what, subject, edge.value, fields)
+        with self._listening:
+            if self._listener is not None:
+                self._listener(severity, what, subject, edge.value, fields)
+            else:
+                self._early.append((severity, what, subject, edge.value, fields))
 
 
 def insert(severity: str, what: str, subject: str, edge: Edge, fields: Mapping[str, object]) -> Job:

@@ -207,10 +207,16 @@ def prepare_switches(database: Connection) -> None:
     database.execute("CREATE INDEX IF NOT EXISTS idx_switch_revision ON switch (revision)")
 
 
-def close_left_open(database: Connection) -> None:
+def close_left_open(database: Connection, *, tell: Tell) -> None:
     """A job for the agent's start: what is open now was left so by one that is gone. How long it took is not known."""
-    for (key,) in database.execute("SELECT key FROM switch WHERE result = 'open' ORDER BY id").fetchall():
-        _update(key, {"result": Result.INTERRUPTED.value, "error": "the agent ended in the middle"})(database)
+    found = database.execute(
+        "SELECT key, trigger_, reason, epoch, role_before, role_after FROM switch WHERE result = 'open' ORDER BY id"
+    ).fetchall()
+    for key, *facts in found:
+        closing = {"result": Result.INTERRUPTED.value, "error": "the agent ended in the middle"}
+        _update(key, closing)(database)
+        told = dict(zip(("trigger", "reason", "epoch", "role_before", "role_after"), facts, strict=True))
+        tell("error", ENDED, told | closing)
 
 
 def trim_switches(database: Connection, *, rows_max: int = ROWS_MAX) -> None:

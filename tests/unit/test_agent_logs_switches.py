@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from ha_agent.logs import AgentLogs, Phase, Result, SwitchId, open_logs, read_switches
+from ha_agent.logs import AgentLogs, Phase, Result, SwitchId, open_logs, read_events, read_switches
+from ha_agent.logs.switches import ENDED
 
 pytestmark = pytest.mark.req("R31")
 
@@ -101,7 +102,12 @@ def test_an_entry_that_a_crash_left_open_is_closed_as_interrupted(path: str) -> 
     logs = open_logs(path)
     (after,) = logs.switches.query()
     assert (after.id, after.result, after.took_s) == (before.id, Result.INTERRUPTED, None)
+    heard: list[tuple[str, str, object]] = []
+    # Who listens only now hears of it all the same.
+    logs.events.listen(lambda severity, what, _subject, _edge, fields: heard.append((severity, what, fields["result"])))
+    assert heard == [("error", ENDED, "interrupted")]
     logs.close()
+    assert [(event.what, event.fields["result"]) for event in read_events(path)] == [(ENDED, "interrupted")]
 
 
 async def test_a_follower_sees_the_opening_the_phases_and_the_end(logs: AgentLogs) -> None:
