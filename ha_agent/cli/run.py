@@ -32,7 +32,9 @@ log = logging.getLogger("ha_agent")
 
 @click.command()
 @config_option
-@click.option("--log-level", type=click.Choice(list(LEVELS)), default="info", show_default=True)
+@click.option(
+    "--log-level", type=click.Choice(list(LEVELS)), default="info", show_default=True, help="The least that is logged."
+)
 def run(*, config: str, log_level: str) -> None:
     """Run the agent of this node."""
     settings = load(config)
@@ -49,6 +51,9 @@ async def _run(settings: Settings, path: str) -> None:
     stopping = Stopping(asked=asyncio.Event())
     for stop in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(stop, _stop, stopping)
+    if settings.pair is not None and "WATCHDOG_USEC" in os.environ:
+        # The unit cannot know the timeout of this pair. A frozen agent is killed when its address has lapsed.
+        notify_systemd(f"WATCHDOG_USEC={round(settings.pair.lease_s * 1_000_000)}")
     ready = loop.create_task(_announce_ready(settings.node.socket_path))
     try:
         await run_agent(settings, stopping, path=path, on_tick=_alive())

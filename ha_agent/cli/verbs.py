@@ -9,6 +9,7 @@ import click
 
 from ha_agent.cli.check_config import check_config
 from ha_agent.cli.facts import facts
+from ha_agent.cli.release import release
 from ha_agent.cli.run import run
 from ha_agent.cli.take_shared import take_shared
 from ha_agent.errors import AgentError, ConfigFault
@@ -22,6 +23,7 @@ def cli() -> None:
 cli.add_command(run)
 cli.add_command(check_config)
 cli.add_command(facts)
+cli.add_command(release)
 cli.add_command(take_shared)
 
 

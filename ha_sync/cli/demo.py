@@ -30,7 +30,7 @@ ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @click.command()
 @click.option(
-    "--seconds", type=click.FloatRange(3, 30), default=15.0, show_default=True, help="Of work before the kill."
+    "--seconds", type=click.FloatRange(3, 30), default=15.0, show_default=True, help="Seconds of work before the kill."
 )
 @click.option("--calls", type=click.IntRange(1, 200), default=40, show_default=True, help="At once, in the sample PBX.")
 @click.option(
@@ -41,12 +41,14 @@ ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     show_default=True,
     help="Of the heartbeat: seconds of silence before the Standby takes over.",
 )
-@click.option("--seed", type=int, default=1, show_default=True)
+@click.option(
+    "--seed", type=int, default=1, show_default=True, help="Of what the sample PBX does: another one, other work."
+)
 @click.option(
     "--netns", "in_namespaces", is_flag=True, help="With a real cluster IP, in network namespaces. Needs root."
 )
 @click.option("--keep", is_flag=True, help="Leave the two nodes' files, and say where.")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON: a stable contract.")
 def demo(
     *, seconds: float, calls: int, timeout_s: float, seed: int, in_namespaces: bool, keep: bool, as_json: bool
 ) -> None:

@@ -1,7 +1,7 @@
 """``ha-sync serve``: runs the engine of this node until SIGTERM or SIGINT.
 
-Under systemd (``Type=notify``) it says that it is ready when its control socket answers, and that it stops when it
-was told to. Everything that is logged goes to standard error.
+Under systemd (``Type=notify``, ``WatchdogSec``) it says that it is ready when its control socket answers, that it is
+alive while its loop turns, and that it stops when it was told to. Everything that is logged goes to standard error.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from ha_sync.core.position import Epoch
 from ha_sync.errors import HaSyncError
 
 READY_LOOK_S = 0.05
+WATCHDOG_SHARE = 4
+"""So many signs of life within the time after which the service manager kills."""
+
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +42,9 @@ log = logging.getLogger(__name__)
 @click.option(
     "--epoch", type=click.IntRange(1, EPOCH_MAX), default=None, help="In which it has that role. [default: 1]"
 )
-@click.option("--log-level", type=click.Choice(list(LEVELS)), default="info", show_default=True)
+@click.option(
+    "--log-level", type=click.Choice(list(LEVELS)), default="info", show_default=True, help="The least that is logged."
+)
 def serve(*, config: str, role_name: str | None, epoch: int | None, log_level: str) -> None:
     """Run the replication engine of this node.
 
@@ -63,12 +68,14 @@ async def _serve(settings: Settings, role: Role | None, epoch: Epoch) -> None:
     async with asyncio.TaskGroup() as tasks:
         engine = tasks.create_task(run(settings, role=role, epoch=epoch))
         ready = tasks.create_task(_announce_ready(settings.node.socket_path))
+        alive = tasks.create_task(_announce_life())
         for stop in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(stop, _stop, engine)
         try:
             await asyncio.wait((engine,))
         finally:
             ready.cancel()
+            alive.cancel()
 
 
 def _stop(engine: asyncio.Task[None]) -> None:
@@ -87,6 +94,14 @@ async def _announce_ready(path: str) -> None:
         writer.close()
         notify_systemd("READY=1")
         return
+
+
+async def _announce_life() -> None:
+    """As long as the loop turns, and where the service manager watches it (``WatchdogSec``)."""
+    watched_us = os.environ.get("WATCHDOG_USEC", "")
+    while watched_us.isdigit():
+        notify_systemd("WATCHDOG=1")
+        await asyncio.sleep(int(watched_us) / 1_000_000 / WATCHDOG_SHARE)
 
 
 def notify_systemd(state: str) -> None:

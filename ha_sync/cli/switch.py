@@ -34,6 +34,7 @@ RISKS = {
     type=click.FloatRange(0, 3600),
     default=0.0,
     metavar="S",
+    show_default=True,
     help="Seconds for stopping and draining; 0: as the settings say.",
 )
 @click.option("--cancel", is_flag=True, help="Give up a switch that is under way, while the address has not moved.")

@@ -16,7 +16,12 @@ EXIT_NOT_REPLICATED = 4
 @socket_option
 @json_option
 @click.option(
-    "--timeout", type=click.FloatRange(0, 86_400), default=0.0, metavar="S", help="Seconds; 0: as long as it takes."
+    "--timeout",
+    type=click.FloatRange(0, 86_400),
+    default=0.0,
+    metavar="S",
+    show_default=True,
+    help="Seconds; 0: as long as it takes.",
 )
 @click.option("--dataset", "datasets", multiple=True, metavar="NAME", help="Only this one; may be given again.")
 @click.pass_context

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from ha_agent.cli.main import main
+from ha_agent.settings import load
 from ha_proto.agent.v1 import agent_pb2 as pb
 from tests.support import netns
 from tests.support.agent_engine import FakeEngine
@@ -244,7 +245,7 @@ async def test_the_service_manager_is_told_of_its_life(config: Path) -> None:
     place = str(config.parent / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as notified:
         notified.bind(place)
-        process = Process(config, NOTIFY_SOCKET=place)
+        process = Process(config, NOTIFY_SOCKET=place, WATCHDOG_USEC="99000000")
         try:
             told: list[bytes] = []
 
@@ -254,6 +255,9 @@ async def test_the_service_manager_is_told_of_its_life(config: Path) -> None:
                         told.append(await loop.sock_recv(notified, 1000))
 
             await until(b"READY=1")
+            pair = load(str(config)).pair
+            assert pair is not None
+            assert b"WATCHDOG_USEC=%d" % round(pair.lease_s * 1e6) in told  # the lease, whatever the unit says
             async with Client(process.socket_path) as client:
                 await client.until(lambda status: True)  # ready means that it answers
             told.clear()

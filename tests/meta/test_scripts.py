@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 SHELL = [
     "scripts/setup", "scripts/test", "scripts/demo", "scripts/bench", "scripts/gen-proto", "scripts/simulate",
-    "scripts/draw-arbiter", ".ci/run",
+    "scripts/draw-arbiter", "scripts/install-units", ".ci/run",
 ]  # fmt: skip
 
 

@@ -169,6 +169,20 @@ def test_serve_tells_the_service_manager_and_stops_in_order(
     assert err.rstrip().endswith("ha_sync.cli.serve: stopping")
 
 
+def test_serve_tells_the_service_manager_that_its_loop_turns(tmp_path: Path, run_dir: Path) -> None:
+    with sockets.socket(sockets.AF_UNIX, sockets.SOCK_DGRAM) as manager:
+        manager.bind(str(run_dir / "notify"))
+        manager.settimeout(30)
+        told = {"NOTIFY_SOCKET": str(run_dir / "notify"), "WATCHDOG_USEC": "400000"}
+        with serve(tmp_path, run_dir, "--role", "standby", "--epoch", "7", **told) as process:
+            try:
+                seen: list[bytes] = []
+                while seen.count(b"WATCHDOG=1") < 3:  # again and again
+                    seen.append(manager.recv(100))
+            finally:
+                process.kill()
+
+
 def test_serve_ends_with_the_engines_own_error_not_with_a_group(tmp_path: Path, run_dir: Path) -> None:
     with serve(tmp_path, run_dir, "--role", "active", "--epoch", "13") as process:
         _, err = process.communicate(timeout=30)
