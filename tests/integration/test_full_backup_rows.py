@@ -41,7 +41,8 @@ def pair(tmp_path: Path) -> Iterator[LocalPair]:
         with closing(sqlite3.connect(f"{made.a.place.root}/config.db")) as connection:
             connection.executescript(TABLE)
         made.start()
-        assert made.a.wait_replicated() == ()
+        active, standby = databases(made)
+        until(lambda: content(standby) == content(active), "the first sync")
         yield made
 
 

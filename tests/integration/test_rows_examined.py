@@ -66,6 +66,23 @@ async def test_nothing_is_found_in_equal_databases(tmp_path: Path) -> None:
         assert run.objects == 0
 
 
+async def test_a_standby_whose_first_sync_is_not_over_is_waited_for(tmp_path: Path) -> None:
+    write(tmp_path / "active.db", WAL + SCHEMA)
+    pair = RowsPair(tmp_path)
+    await pair.open()
+    try:
+        with Examination(pair) as examination:
+            assert (await pair.source.settled()).sequence == 0  # no change was captured: a barrier is passed at once
+            running = asyncio.ensure_future(examination.run())
+            await asyncio.sleep(0)
+            await eventually(lambda: examination.peer.questions > 0)
+            await pair.connect()
+            examined, run = await running
+        assert (run.findings, examined.objects) == ([], ROWS)
+    finally:
+        await pair.close()
+
+
 async def test_rows_changed_behind_the_triggers_are_found_and_repaired(tmp_path: Path) -> None:
     write(tmp_path / "active.db", WAL + SCHEMA)
     async with rows_pair(tmp_path) as pair:

@@ -148,9 +148,12 @@ class _Examination:
         await self._run.replicated()
         before, _ = await self._description()
         answer = await self._sides.questions.describe(before, told=0)
-        if await self._noticed(answer):
-            # The stream begins anew with a compare; only what is sent after it says that it is over.
+        if await self._noticed(answer) or _has_nothing(answer, before):
+            # A compare goes on, the first or another one. Only what is sent after it says that it is over: the barrier
+            # of a source that has not captured a change is passed at once.
             await self._sides.end.resend((SCHEMA_AND_FACTS,))
+            await self._run.replicated()
+            before, _ = await self._description()
             answer = await self._sides.questions.describe(before, told=self._told)
         for _ in range(LOOKS):
             if answer.same:
@@ -304,6 +307,12 @@ class _Examination:
                 detail=detail,
             )
         )
+
+
+def _has_nothing(answer: Described, active: Description) -> bool:
+    """Whether the Standby's copy is not made yet, as far as can be seen."""
+    empty = answer.description is not None and not answer.description.objects
+    return answer.absent or (empty and bool(active.objects))
 
 
 def _still(before: Description, now: Description, answer: Described) -> tuple[Difference, ...]:
