@@ -50,7 +50,8 @@ def test_the_search_finds_what_is_told() -> None:
 def test_every_warning_and_error_is_explained() -> None:
     troubles = {what for _, what in BROKEN.values()}
     named = {"the other node's engine is not reached", "the last full backup failed", "a divergence waits"}
-    assert not sorted(what for what in all_spoken() | troubles | named if not is_explained(what))
+    unexplained = sorted(what for what in all_spoken() | troubles | named if not is_explained(what))
+    assert not unexplained, "say in a table of docs/operations.md what they mean and what to do"
 
 
 def test_the_events_that_the_alarms_name_are_told_by_somebody() -> None:
