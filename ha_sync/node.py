@@ -574,6 +574,42 @@ class Node:
             endpoint.fault = "detached: it is replicated again after a restart of the engine"
         return tuple(removed)
 
+    async def leave(self) -> tuple[str, ...]:
+        """The pair is dissolved: every trace leaves the data, then this node has no role. Raises OperatorNeeded.
+
+        May be repeated, also by an engine that has no role yet: what is not open is opened to be cleaned.
+        """
+        async with self._changing:
+            await self._stop_streams()
+            role = self.role or self._state.stored.role
+            removed: list[str] = []
+            failed: list[str] = []
+            for endpoint in self._endpoints.values():
+                if role is None:
+                    break  # nothing was ever put anywhere
+                name = endpoint.settings.name
+                try:
+                    removed += [f"{name}: {trace}" for trace in await self._cleaned(endpoint, role)]
+                except (HaSyncError, OSError) as error:
+                    failed.append(f"{name}: {error}")
+                await self._close_end(endpoint)
+                endpoint.fault = "the pair was dissolved"
+            self.role = None
+            if failed:
+                raise OperatorNeeded("cannot remove every trace from the data", reason="; ".join(failed))
+            await asyncio.to_thread(self._state.leave)
+            return tuple(removed)
+
+    async def _cleaned(self, endpoint: _Endpoint, role: Role) -> tuple[str, ...]:
+        end = endpoint.source or endpoint.sink
+        if end is None and role is Role.ACTIVE:
+            end = endpoint.source = self._new_source(endpoint.settings)
+            await end.open(self._state.stored.promised)
+        elif end is None:
+            end = endpoint.sink = self._new_sink(endpoint.settings)
+            await end.open(self._state.stored.promised, active_at=self._active_at())
+        return tuple(await end.detach())
+
     async def _end_tasks(self, endpoint: _Endpoint) -> None:
         tasks = _take_tasks(endpoint)
         for task in tasks:

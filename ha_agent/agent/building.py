@@ -149,7 +149,7 @@ async def build(
     found = await holder.find()
     link = parts.links.look(pair.interface)
     state, actions = begin(
-        arbiter_settings(settings, pair, upgrading=window.is_open(settings.node.state_dir)),
+        arbiter_settings(settings, pair, upgrading=window.opened_from(settings.node.state_dir) is not None),
         memory.book,
         now=clock(),
         boot=boot,

@@ -94,7 +94,8 @@ async def facts_of(path: str) -> pb.AgentFacts:
         missing_files=[name for name in _named_files(settings) if not os.access(name, os.R_OK)],
         fxo_ports=len(await asyncio.to_thread(read_ports, settings.node.dahdi_dir)),
         faults=faults,
-        upgrading=window.is_open(settings.node.state_dir),
+        upgrading=(began := window.opened_from(settings.node.state_dir)) is not None,
+        upgrading_from=began or "",
         shared_digest=shared.digest_of(shared.text_of(document.shared_of(content.values))),
     )
     if settings.pair is not None:

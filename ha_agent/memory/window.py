@@ -1,4 +1,7 @@
-"""The upgrade window of this node: a file that is there while firmware may differ. Durable; blocking."""
+"""The upgrade window of this node: a file that is there while firmware may differ. Durable; blocking.
+
+It holds the firmware from which the upgrade began, so that it can be told which node has the new one.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,34 @@ from ha_agent.errors import OperatorNeeded
 from ha_agent.memory.book import write_whole
 
 FILE_NAME = "upgrade-window"
+FIRMWARE_MAX = 256
 
 
-def is_open(state_dir: str) -> bool:
-    """Whether an administrator opened it and has not closed it."""
-    return os.path.exists(os.path.join(state_dir, FILE_NAME))
+def opened_from(state_dir: str) -> str | None:
+    """The firmware at its beginning; None: it is not open."""
+    try:
+        with open(os.path.join(state_dir, FILE_NAME), encoding="utf-8", errors="replace") as file:
+            return file.read(FIRMWARE_MAX).strip()
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return ""  # there, and unreadable: an administrator opened it
 
 
-def set_open(state_dir: str, *, open_now: bool) -> None:
+def open_from(state_dir: str, firmware: str) -> None:
     """Raises OperatorNeeded."""
     path = os.path.join(state_dir, FILE_NAME)
     try:
-        if open_now:
-            write_whole(path, b"firmware of the two nodes may differ\n")
-            return
+        write_whole(path, firmware[:FIRMWARE_MAX].encode() + b"\n")
+    except OSError as failed:
+        raise OperatorNeeded("cannot store", subject=path, reason=failed.strerror or str(failed)) from failed
+
+
+def close(state_dir: str) -> None:
+    """Raises OperatorNeeded."""
+    path = os.path.join(state_dir, FILE_NAME)
+    try:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
     except OSError as failed:
-        raise OperatorNeeded("cannot store", subject=path, reason=failed.strerror or str(failed)) from failed
+        raise OperatorNeeded("cannot remove", subject=path, reason=failed.strerror or str(failed)) from failed

@@ -61,6 +61,7 @@ class LifeServicer(life_pb2_grpc.LifeServiceServicer):
             facts.peer_firmware = agent.peer_told.firmware
             facts.ready = not policy.reasons(state)
             facts.peer_ready = state.peer is not None and state.peer.ready
+            facts.peer_upgrading = state.peer_identity is not None and state.peer_identity.upgrading
             facts.peer_heard = state.now - state.heard_at <= state.settings.timeout_s
         return facts
 
@@ -69,7 +70,11 @@ class LifeServicer(life_pb2_grpc.LifeServiceServicer):
         """Durable before the arbiter hears of it."""
         if self._agent is None or self.dissolved:
             raise WrongState("cannot set the upgrade window", reason="the agent of this node has no part in a pair")
-        await asyncio.to_thread(window.set_open, self._settings.node.state_dir, open_now=request.open)
+        state_dir = self._settings.node.state_dir
+        if request.open:
+            await asyncio.to_thread(window.open_from, state_dir, request.from_firmware)
+        else:
+            await asyncio.to_thread(window.close, state_dir)
         self._report("warning", "the upgrade window was " + ("opened" if request.open else "closed"), {})
         self._agent.tell(ev.WindowSet, open=request.open)
         return pb.SetUpgradeResponse()
@@ -78,9 +83,11 @@ class LifeServicer(life_pb2_grpc.LifeServiceServicer):
     async def Dissolve(self, _request: pb.DissolveRequest, _context: Context) -> pb.DissolveResponse:
         """Said again it does nothing more."""
         removed = await self._keeper.switch_off()
-        await asyncio.to_thread(window.set_open, self._settings.node.state_dir, open_now=False)
+        await asyncio.to_thread(window.close, self._settings.node.state_dir)
         agent = self._agent
-        if agent is not None and not self.dissolved:
+        if agent is None:
+            self.dissolved = self._settings.pair is not None  # one that is only being built ends before it begins
+        elif not self.dissolved:
             self.dissolved = True
             held = agent.state.holds
             self._report("warning", "the pair is dissolved: HA goes off on this node", {})

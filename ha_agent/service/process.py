@@ -96,7 +96,7 @@ async def _run(
     stopping.on_ask = agent.stop
     servicer.entered(agent)
     life.entered(agent)
-    if stopping.asked.is_set():
+    if stopping.asked.is_set() or life.dissolved:
         agent.stop()
     following = asyncio.create_task(keeper.follow(agent))
     try:

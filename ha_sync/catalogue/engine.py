@@ -98,6 +98,10 @@ class EngineState:
         served = max(epoch, self._stored.served) if role is Role.ACTIVE else self._stored.served
         self._store(Stored(role=role, promised=max(epoch, self._stored.promised), served=Epoch(served)))
 
+    def leave(self) -> None:
+        """This node has no role any more: its pair was dissolved. The epochs stay: they are never used twice."""
+        self._store(replace(self._stored, role=None))
+
     def _store(self, stored: Stored) -> None:
         assert stored.promised >= self._stored.promised, (stored, self._stored)
         assert stored.served >= self._stored.served, (stored, self._stored)

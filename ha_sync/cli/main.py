@@ -21,6 +21,7 @@ from ha_sync.errors import ConfigFault, HaSyncError
 
 VERBS: Final = {
     "alarms": "ha_sync.cli.alarms",
+    "account": "ha_sync.cli.account",
     "attach": "ha_sync.cli.attach",
     "check-config": "ha_sync.cli.check_config",
     "demo": "ha_sync.cli.demo",
@@ -31,6 +32,7 @@ VERBS: Final = {
     "maintenance": "ha_sync.cli.maintenance",
     "package": "ha_sync.cli.package",
     "pair": "ha_sync.cli.pair",
+    "preflight": "ha_sync.cli.preflight",
     "release": "ha_sync.cli.release",
     "resume": "ha_sync.cli.resume",
     "role": "ha_sync.cli.role",
@@ -39,6 +41,8 @@ VERBS: Final = {
     "single": "ha_sync.cli.single",
     "status": "ha_sync.cli.status",
     "switch": "ha_sync.cli.switch",
+    "upgrade": "ha_sync.cli.upgrade",
+    "upgrade-plan": "ha_sync.cli.upgrade_plan",
     "version": "ha_sync.cli.version",
     "wait": "ha_sync.cli.wait",
 }

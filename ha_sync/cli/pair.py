@@ -1,4 +1,4 @@
-"""``ha-sync pair init | token | join``: from two single nodes to a pair.
+"""``ha-sync pair init | token | join | dissolve``: from two single nodes to a pair, and back.
 
 ``token`` asks the running engine, so that only the node in service invites; with no engine running it writes the
 token itself, and the engine finds it when it starts.
@@ -7,20 +7,36 @@ token itself, and the engine finds it when it starts.
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
+from typing import TYPE_CHECKING
 
 import click
 
-from ha_sync.cli.options import config_option, json_option
-from ha_sync.cli.output import print_json
+from ha_sync.cli.options import config_option, json_option, socket_option, socket_path
+from ha_sync.cli.output import message_to_dict, print_json
 from ha_sync.config import NodeSettings, Settings, load, load_node
 from ha_sync.errors import Refused
 
+if TYPE_CHECKING:
+    from ha_sync.pairing.joining import Joined
+
+HA_TOML = "ha.toml"
+NEVER_ACCEPTED = ("model", "firmware", "data layout", "station types")
+SHARED_S = 30.0
 JOIN_HINT = "on the other node, within {minutes:g} minutes:\n  ha-sync pair join {token}"
+
+station_option = click.option(
+    "--station-type",
+    type=click.Choice(["primary", "secondary"]),
+    default=None,
+    help="What this node is in the pair, for people. [default: not said]",
+)
 
 
 @click.group()
 def pair() -> None:
-    """Make a pair of two nodes: init on the node in service, token there, join on the other."""
+    """Make a pair of two nodes: init on the node in service, token there, join on the other; dissolve ends it."""
 
 
 @pair.command()
@@ -28,7 +44,7 @@ def pair() -> None:
 @json_option
 @click.option("--name", default="", help="This node's name, for people. [default: the settings', else the host name]")
 @click.option("--address", default="", metavar="HOST:PORT", help="Where the other node reaches this one.")
-@click.option("--station-type", type=click.Choice(["primary", "secondary"]), default=None)
+@station_option
 def init(*, config: str, as_json: bool, name: str, address: str, station_type: str | None) -> None:
     """Begin a new pair with this node, which is in service."""
     from ha_sync.pairing.identity import init_cluster
@@ -59,7 +75,14 @@ def init(*, config: str, as_json: bool, name: str, address: str, station_type: s
 @pair.command()
 @config_option
 @json_option
-@click.option("--lifetime", default=600.0, show_default=True, metavar="SECONDS", type=click.FloatRange(1, 86400))
+@click.option(
+    "--lifetime",
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    type=click.FloatRange(1, 86400),
+    help="So long it can be used.",
+)
 @click.option(
     "--address", default="", metavar="HOST:PORT", help="Where the other node shall call. Without an engine only."
 )
@@ -78,10 +101,14 @@ def token(*, config: str, as_json: bool, lifetime: float, address: str) -> None:
 @click.argument("token")
 @click.option("--name", default="", help="This node's name, for people. [default: the settings', else the host name]")
 @click.option("--address", default="", metavar="HOST:PORT", help="Where the other node reaches this one.")
-@click.option("--station-type", type=click.Choice(["primary", "secondary"]), default=None)
+@station_option
 @click.option(
     "--discard-local-data", is_flag=True, help="This node's own data is exported, then replaced by the pair's."
 )
+@click.option(
+    "--agent-config", default=None, envvar="HA_AGENT_CONFIG", metavar="FILE", help="[default: ha.toml beside --config]"
+)
+@click.option("--accept", multiple=True, metavar="CHECK", help="Join although this check fails. May be repeated.")
 def join(
     *,
     config: str,
@@ -91,8 +118,14 @@ def join(
     address: str,
     station_type: str | None,
     discard_local_data: bool,
+    agent_config: str | None,
+    accept: tuple[str, ...],
 ) -> None:
-    """Join the pair that TOKEN invites to, as its Standby."""
+    """Join the pair that TOKEN invites to, as its Standby.
+
+    First both nodes are compared, as `ha-sync preflight` does; what fails forbids to join. Model, firmware, data layout
+    and station types are not to be accepted.
+    """
     from ha_sync.pairing import exporting, joining
     from ha_sync.pairing.diagnosis import split_address
     from ha_sync.pairing.onetime import decode
@@ -101,6 +134,8 @@ def join(
     settings: Settings = load(config)
     node = settings.node
     mine = _own_address(node, address, towards=decode(token).address)
+    ha_toml = agent_config or os.path.join(os.path.dirname(os.path.abspath(config)), HA_TOML)
+    checks = _preflight(token, settings, ha_toml, accept)
     joined = joining.join(
         token,
         node.state_dir,
@@ -112,7 +147,88 @@ def join(
         discard_local_data=discard_local_data,
         exporter=lambda: _export(settings),
     )
-    _tell_joined(joined, as_json=as_json)
+    taken, trouble = _take_shared(joined, settings, ha_toml)
+    if trouble:
+        click.echo(f"the pair's settings were not taken: {trouble}", err=True)
+    _tell_joined(joined, taken, checks, as_json=as_json)
+
+
+@pair.command()
+@socket_option
+@json_option
+@click.option("--without-peer", is_flag=True, help="The other node is gone for good, or is dissolved by itself.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def dissolve(*, config: str, socket: str | None, as_json: bool, without_peer: bool, yes: bool) -> None:
+    """End the pair on both nodes, from the Active: each keeps its data and goes on alone.
+
+    HA goes off, the cluster IP goes, triggers, guards and marks leave the data, the services stop and start, the
+    certificates are worth nothing any more. A node that is off meanwhile is finished when it comes back.
+    """
+    from ha_proto.sync.v1 import life_pb2
+    from ha_sync.cli.client import LONG_S, talk
+    from ha_sync.cli.preflight import LIFE
+
+    if not yes:
+        if as_json or not sys.stdin.isatty():
+            raise click.UsageError("there is no terminal to ask at: --yes")
+        click.confirm("the pair ends, and calls in progress with it. Go on?", abort=True)
+    with talk(LIFE, socket_path(config, socket)) as stub:
+        answer = stub.Dissolve(life_pb2.DissolvePairRequest(without_peer=without_peer), timeout=LONG_S)
+    if as_json:
+        print_json(message_to_dict(answer))
+        return
+    for trace in answer.removed:
+        click.echo(f"removed  {trace}")
+    click.echo(
+        "the pair is dissolved" if answer.peer_done else "dissolved here; the other node follows when it is back"
+    )
+
+
+def _preflight(token: str, settings: Settings, ha_toml: str, accept: tuple[str, ...]) -> list[str]:
+    """Raises ``Refused`` where the nodes do not fit; returns the lines of what is odd."""
+    from ha_sync.cli.preflight import lines_of
+    from ha_sync.pairing import facts, joining, preflight
+
+    theirs, offset_s = joining.examine(token, settings.node.state_dir)
+    agent, fault = facts.run_agent_facts(ha_toml)
+    mine = facts.own_facts(settings, agent=agent, agent_fault=fault)
+    checks = preflight.judge(mine, theirs, offset_s=offset_s, joining=True)
+    odd = [check for check in checks if check.verdict != preflight.PASS]
+    for line in lines_of(odd) if odd else ():
+        click.echo(line, err=True)
+    forbidding = [
+        check.name
+        for check in odd
+        if check.verdict == preflight.FAIL and (check.name in NEVER_ACCEPTED or check.name not in accept)
+    ]
+    if forbidding:
+        raise Refused(
+            "cannot join",
+            reason="the nodes do not fit: " + ", ".join(forbidding),
+            hint="mend it; or --accept CHECK for each" + f" (never {', '.join(NEVER_ACCEPTED)})",
+        )
+    return [f"{check.verdict} {check.name}" for check in odd]
+
+
+def _take_shared(joined: Joined, settings: Settings, ha_toml: str) -> tuple[list[str], str]:
+    """The pair's settings and accounts in the place of this node's; what came, and why something did not."""
+    import subprocess
+
+    from ha_sync.accounts import AccountStore
+
+    taken, trouble = [], ""
+    for document in joined.shared:
+        if document.name == "accounts":
+            AccountStore(settings.node.state_dir).replace(document.content)
+            taken.append(f"accounts {document.version}")
+        elif document.name == "settings":
+            line = [sys.executable, "-m", "ha_agent.cli", "take-shared", document.version, "--config", ha_toml]
+            done = subprocess.run(line, input=document.content, capture_output=True, check=False, timeout=SHARED_S)
+            if done.returncode == 0:
+                taken.append(f"settings {document.version}")
+            else:
+                trouble = done.stderr.decode(errors="replace").strip()
+    return taken, trouble
 
 
 def _export(settings: Settings) -> str:
@@ -124,10 +240,7 @@ def _export(settings: Settings) -> str:
     return path
 
 
-def _tell_joined(joined: object, *, as_json: bool) -> None:
-    from ha_sync.pairing.joining import Joined
-
-    assert isinstance(joined, Joined)
+def _tell_joined(joined: Joined, taken: list[str], odd: list[str], *, as_json: bool) -> None:
     identity = joined.identity
     assert identity.peer is not None, "a joiner knows who invited it"
     if as_json:
@@ -139,6 +252,8 @@ def _tell_joined(joined: object, *, as_json: bool) -> None:
                 "peer": dataclasses.asdict(identity.peer),
                 "epoch": identity.promised_epoch,
                 "exported_to": joined.exported_to or None,
+                "taken": taken,
+                "odd": odd,
             }
         )
         return

@@ -61,6 +61,7 @@ class Identity:
     revoked_nodes: tuple[str, ...] = ()
     revoked_serials: tuple[int, ...] = ()
     promised_epoch: int = 0  # told when joining
+    dissolved: bool = False  # the pair is ended: what is left here is on its way out
     lifetime_s: float = LIFETIME_S
     issued_unix_s: float  # when the certificate was made, by the clock of whoever made it
     newest_unix_s: float  # newest wall clock that this node ever stored
@@ -164,7 +165,7 @@ def refuse_existing(state_dir: str) -> None:
         raise WrongState(
             "this node belongs to a pair already",
             reason=f"{identity_directory(state_dir)} exists",
-            hint="to leave that pair for good, stop the engine and move that directory away",
+            hint="to leave that pair for good: `ha-sync pair dissolve`",
         )
 
 
@@ -236,6 +237,7 @@ _PLAIN = (
 def _facts(identity: Identity) -> bytes:
     facts: dict[str, object] = {"format": FORMAT}
     facts |= {name: getattr(identity, name) for name in _PLAIN}
+    facts["dissolved"] = identity.dissolved
     facts["peer"] = dataclasses.asdict(identity.peer) if identity.peer else None
     facts["revoked_nodes"] = list(identity.revoked_nodes)
     facts["revoked_serials"] = [str(serial) for serial in identity.revoked_serials]  # beyond what JSON readers keep
@@ -249,6 +251,7 @@ def _read(directory: str) -> Identity:
     identity = Identity(
         directory=directory,
         **{name: facts[name] for name in _PLAIN},
+        dissolved=bool(facts.get("dissolved", False)),  # an older version did not write it
         peer=Peer(**facts["peer"]) if facts["peer"] else None,
         revoked_nodes=tuple(facts["revoked_nodes"]),
         revoked_serials=tuple(int(serial) for serial in facts["revoked_serials"]),

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from cryptography import x509
 
-from ha_proto.sync.v1 import pairing_pb2, pairing_pb2_grpc
+from ha_proto.sync.v1 import life_pb2, pairing_pb2, pairing_pb2_grpc
 from ha_sync.errors import HaSyncError, OperatorNeeded, PeerUnreachable, ProtocolFault, Refused, WrongState
 from ha_sync.pairing import certificates, diagnosis, durable
 from ha_sync.pairing import identity as identities
@@ -37,6 +39,7 @@ class Joined:
 
     identity: Identity
     exported_to: str  # empty: there was nothing
+    shared: tuple[life_pb2.Document, ...] = ()  # settings and accounts of the pair
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +92,25 @@ def join(
     identity = _identity(state_dir, applicant, request, response, invited)
     identities.create(identity)
     durable.remove_directory(_pending(state_dir))
-    return Joined(identity=identity, exported_to=exported_to)
+    return Joined(identity=identity, exported_to=exported_to, shared=tuple(response.shared))
+
+
+def examine(token: str, state_dir: str, *, timeout_s: float = JOIN_TIMEOUT_S) -> tuple[life_pb2.NodeFacts, float]:
+    """What the inviter's machine is like, and its clock minus this one's in seconds. Uses up nothing.
+
+    Raises as ``join`` does.
+    """
+    identities.refuse_existing(state_dir)
+    invited = decode(token)
+    applicant = _applicant(state_dir, invited.token_id)
+    begun = time.time()
+    facts = _call(
+        invited,
+        applicant,
+        lambda stub: stub.Examine(pairing_pb2.ExamineRequest(token_id=invited.token_id), timeout=timeout_s),
+    )
+    assert isinstance(facts, life_pb2.NodeFacts)
+    return facts, facts.unix_s - (begun + time.time()) / 2
 
 
 def _save_data(holding: tuple[str, ...], discard: bool, exporter: Callable[[], str]) -> str:
@@ -128,6 +149,12 @@ def _applicant(state_dir: str, token_id: str) -> Applicant:
 def _ask(
     token: Token, applicant: Applicant, request: pairing_pb2.JoinRequest, timeout_s: float
 ) -> pairing_pb2.JoinResponse:
+    response = _call(token, applicant, lambda stub: stub.Join(request, timeout=timeout_s))
+    assert isinstance(response, pairing_pb2.JoinResponse)
+    return response
+
+
+def _call(token: Token, applicant: Applicant, call: Callable[[Any], object]) -> object:
     certificate = bootstrap_certificate(token, applicant.key.public_key(), applicant.node_id)
     anchor = certificates.anchor_of(token.authority_key, token.cluster_id)
     credentials = grpc.ssl_channel_credentials(
@@ -137,12 +164,9 @@ def _ask(
     )
     with grpc.secure_channel(token.address, credentials, options=CHANNEL_OPTIONS) as channel:
         try:
-            response: pairing_pb2.JoinResponse = pairing_pb2_grpc.PairingServiceStub(  # type: ignore[no-untyped-call]
-                channel
-            ).Join(request, timeout=timeout_s)
+            return call(pairing_pb2_grpc.PairingServiceStub(channel))  # type: ignore[no-untyped-call]
         except grpc.RpcError as failed:
             raise _failure(failed, token, applicant, anchor, certificate) from failed
-    return response
 
 
 def _failure(

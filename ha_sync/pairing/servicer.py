@@ -11,13 +11,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
 from cryptography import x509
 
-from ha_proto.sync.v1 import pairing_pb2, pairing_pb2_grpc
+from ha_proto.sync.v1 import life_pb2, pairing_pb2, pairing_pb2_grpc
 from ha_sync.core.dataset import Report, Role
 from ha_sync.core.position import Epoch
 from ha_sync.errors import HaSyncError, Refused
@@ -52,6 +52,8 @@ class PairingServicer(pairing_pb2_grpc.PairingServiceServicer):
         epoch: Callable[[], Epoch],
         role: Callable[[], Role],
         decided: Callable[[], bool] = lambda: True,
+        facts: Callable[[], Awaitable[life_pb2.NodeFacts]],
+        shared: Callable[[], Awaitable[list[life_pb2.Document]]],
         on_peer: Callable[[Peer], None] | None = None,
     ) -> None:
         self._keyring = keyring
@@ -60,6 +62,8 @@ class PairingServicer(pairing_pb2_grpc.PairingServiceServicer):
         self._epoch = epoch
         self._role = role
         self._decided = decided
+        self._facts = facts
+        self._shared = shared
         self._on_peer = on_peer
         self._one_at_a_time = asyncio.Lock()
 
@@ -91,6 +95,28 @@ class PairingServicer(pairing_pb2_grpc.PairingServiceServicer):
         self._report("info", "certificate renewed for the peer", {"node_id": caller.member.node_id})
         return pairing_pb2.RenewResponse(certificate=certificates.certificate_der(certificate))
 
+    async def Examine(self, request: pairing_pb2.ExamineRequest, context: Any) -> life_pb2.NodeFacts:
+        """For the joiner's preflight. Whoever holds a token that may still be used; it is not used up."""
+        try:
+            invitation = await asyncio.to_thread(self._keyring.invitations.find, request.token_id)
+            self._demand_token(context, invitation)
+            return await self._facts()
+        except NotOurs as wrong:
+            try:
+                self._gate.refuse(context, str(wrong), attempted="preflight")
+            except Refused as refused:
+                await _abort(context, refused)
+                raise
+
+    def _demand_token(self, context: Any, invitation: Invitation | None) -> None:
+        if invitation is None:
+            raise NotOurs("the token is not known here")
+        bootstrap = bootstrap_authority(invitation.key(), invitation.token_id)
+        if not certificates.is_issued_by(presented(context), bootstrap):
+            raise NotOurs("the connection was not made with this token")
+        if not invitation.is_alive(self._keyring.clock()):
+            raise NotOurs("the token has expired")
+
     async def _join(self, request: pairing_pb2.JoinRequest, context: Any) -> pairing_pb2.JoinResponse:
         invitation = await asyncio.to_thread(self._keyring.invitations.find, request.token_id)
         try:
@@ -104,7 +130,7 @@ class PairingServicer(pairing_pb2_grpc.PairingServiceServicer):
         identity = await asyncio.to_thread(self._keyring.change_facts, _recorder(request, certificate))
         self._gate.let_in(context)
         self._tell(identity, repeated=standing is not use, context=context)
-        return self._answer(identity, certificate)
+        return self._answer(identity, certificate, await self._shared())
 
     def _judge(self, request: pairing_pb2.JoinRequest, context: Any, invitation: Invitation | None) -> Use:
         """Everything that can be wrong with a join, before anything is changed. Raises ``NotOurs``, ``Refused``."""
@@ -152,7 +178,9 @@ class PairingServicer(pairing_pb2_grpc.PairingServiceServicer):
         if self._on_peer is not None:
             self._on_peer(peer)
 
-    def _answer(self, identity: Identity, certificate: x509.Certificate) -> pairing_pb2.JoinResponse:
+    def _answer(
+        self, identity: Identity, certificate: x509.Certificate, shared: list[life_pb2.Document]
+    ) -> pairing_pb2.JoinResponse:
         assert identity.authority_key is not None, "a node without ca.key makes no tokens"
         return pairing_pb2.JoinResponse(
             cluster_id=identity.cluster_id,
@@ -163,6 +191,7 @@ class PairingServicer(pairing_pb2_grpc.PairingServiceServicer):
             inviter_node_id=identity.node_id,
             inviter_address=identity.address,
             epoch=self._epoch(),
+            shared=shared,
         )
 
 

@@ -83,6 +83,7 @@ class AgentLink:
         self.attached = False
         self.restoring = Restoring(self._changed.set)
         self.model = self.firmware = ""  # of this node, as the agent knows them
+        self.shared_version = ""  # of the pair's settings that the agent has
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -130,6 +131,7 @@ class AgentLink:
         kind = directive.WhichOneof("directive")
         if kind == "role":
             self._link.direct(_paths(directive.role))
+            self.shared_version = directive.role.shared_version
             facts = (directive.role.role, directive.role.epoch, directive.role.active_at)
             # Only the paths are news: a quiesce that runs goes on, and what was refused is not refused once more.
             if facts == self._directed:
@@ -226,6 +228,11 @@ class AgentLink:
         if self._quiescing is not None:
             self._quiescing.cancel()
             self._quiescing = None
+
+    @property
+    def socket_path(self) -> str:
+        """Where the agent answers."""
+        return self._socket_path
 
     @property
     def promoted(self) -> int:

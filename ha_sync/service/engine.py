@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
-from ha_proto.sync.v1 import control_pb2, control_pb2_grpc, pairing_pb2_grpc
+from ha_proto.sync.v1 import control_pb2, control_pb2_grpc, life_pb2, life_pb2_grpc, pairing_pb2_grpc
 from ha_sync.catalogue.engine import EngineState
 from ha_sync.config import Settings
 from ha_sync.core.dataset import Role
@@ -40,6 +40,7 @@ from ha_sync.service.control import ControlServicer, Parts
 from ha_sync.service.divergence import Divergences
 from ha_sync.service.full_backup import FullBackups
 from ha_sync.service.full_syncs import FullSyncs
+from ha_sync.service.life import Life
 from ha_sync.service.logbook import open_logbook
 from ha_sync.service.packages import PackageParts, Packages
 from ha_sync.service.peer import STREAM_OPTIONS, PeerLink, PeerWatch
@@ -52,6 +53,10 @@ SOCKET_MODE = 0o660
 STOP_GRACE_S = 1.0
 PAIR_LOOK_S = 1.0
 """How often an unpaired node looks whether it was paired meanwhile."""
+
+
+class Dissolved(Exception):
+    """This node belongs to no pair any more."""
 
 
 async def run(settings: Settings, *, role: Role | None, epoch: Epoch) -> None:
@@ -125,7 +130,15 @@ class _Engine:
                 restored=self._full_syncs.restored,
             )
         )
-        self._watch = PeerWatch(self._node, self._link, self._report)
+        self._life = Life(
+            self._node,
+            keyring=lambda: self._keyring,
+            link=self._link,
+            agent=self._agent,
+            report=self._report,
+            by_hand=lambda: self._by_hand,
+        )
+        self._watch = PeerWatch(self._node, self._link, self._report, on_described=self._life.described)
         self._refusals = Refusals(self._report)
         self.witness = HandshakeWitness(self._refusals, port=int(node_settings.listen[0].rpartition(":")[2]))
 
@@ -177,13 +190,18 @@ class _Engine:
                     await self._join_pair(tasks)
                 else:
                     tasks.create_task(self._await_pairing(tasks))
+                tasks.create_task(self._until_dissolved())
+                tasks.create_task(self._watch.run())
+                if self._life.dissolved:
+                    return
                 if role is not None:
                     await self._node.set_role(role, epoch)
                 else:
                     await self._follow_agent(tasks)
-                tasks.create_task(self._watch.run())
                 tasks.create_task(self._full_backups.run())
                 tasks.create_task(self._divergences.run())
+        except* Dissolved:
+            log.info("the pair is dissolved: this engine ends, the next one belongs to none")
         finally:
             await self._packages.close()
             await self._node.close()
@@ -191,6 +209,10 @@ class _Engine:
             self._full_syncs.close()
             await asyncio.to_thread(self._logbook.close)
             await asyncio.to_thread(self._events.close)
+
+    async def _until_dissolved(self) -> None:
+        await self._life.run()
+        raise Dissolved
 
     async def _follow_agent(self, tasks: asyncio.TaskGroup) -> None:
         """A Standby goes on as such at once; only the agent says that this node is Active."""
@@ -216,9 +238,17 @@ class _Engine:
         gate = Gate(keyring, self._refusals)
         self.witness.watch(keyring, gate)
         server = grpc.aio.server(options=(*STREAM_OPTIONS, ("grpc.so_reuseport", 0)))
-        replication = ReplicationServicer(self._node, gate, node_id=keyring.identity.node_id)
+        replication = ReplicationServicer(
+            self._node,
+            gate,
+            node_id=keyring.identity.node_id,
+            shared=self._life.versions,
+            dissolved=lambda: self._life.dissolved,
+        )
         merges = self._divergences.handler(gate, membership=self._membership)
-        server.add_generic_rpc_handlers((replication.handler(), self._full_backups.handler(gate), merges))
+        server.add_generic_rpc_handlers(
+            (replication.handler(), self._full_backups.handler(gate), merges, self._life.handler(gate))
+        )
         pairing_pb2_grpc.add_PairingServiceServicer_to_server(  # type: ignore[no-untyped-call]
             PairingServicer(
                 keyring,
@@ -227,6 +257,8 @@ class _Engine:
                 epoch=lambda: self._node.epoch,
                 role=lambda: self._node.role or Role.STANDBY,
                 decided=lambda: self._by_hand or self._agent.attached,
+                facts=lambda: self._life.facts(()),
+                shared=self._life.documents,
             ),
             server,
         )
@@ -265,7 +297,12 @@ class _Engine:
             )
         )
         control_pb2_grpc.add_ControlServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
-        await _describe_itself(server, [control_pb2.DESCRIPTOR.services_by_name["ControlService"].full_name])
+        life_pb2_grpc.add_LifeServiceServicer_to_server(self._life, server)  # type: ignore[no-untyped-call]
+        names = [
+            control_pb2.DESCRIPTOR.services_by_name["ControlService"].full_name,
+            life_pb2.DESCRIPTOR.services_by_name["LifeService"].full_name,
+        ]
+        await _describe_itself(server, names)
         try:
             server.add_insecure_port(f"unix:{path}")
         except RuntimeError as error:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 
 import grpc
@@ -354,10 +354,19 @@ class _Bytes:
 class PeerWatch:
     """As Standby: asks every few seconds what the Active replicates, and says what only one of the nodes has."""
 
-    def __init__(self, node: Node, link: PeerLink, report: Report) -> None:
+    def __init__(
+        self,
+        node: Node,
+        link: PeerLink,
+        report: Report,
+        *,
+        on_described: Callable[[pb.DescribeResponse], Awaitable[None]],
+    ) -> None:
+        """``on_described`` is told each answer; it raises nothing."""
         self._node = node
         self._link = link
         self._report = report
+        self._on_described = on_described
         self.connected = False
         self.reason = ""
         self._seen: tuple[str, ...] = ()
@@ -380,6 +389,7 @@ class PeerWatch:
             self.connected, self.reason = False, error.sentence()
             return
         self.connected, self.reason = True, ""
+        await self._on_described(theirs)
         if theirs.role == Role.ACTIVE.value:
             self._node.active_lacks(
                 (DatasetName(item.name) for item in theirs.datasets if item.absent), epoch=Epoch(theirs.epoch)

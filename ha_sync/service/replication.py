@@ -6,7 +6,7 @@ not copied through protobuf. On the wire it is exactly what the .proto says.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import grpc
@@ -23,10 +23,21 @@ SERVICE = "ha_proto.sync.v1.ReplicationService"
 class ReplicationServicer:
     """What the Active offers to its Standby."""
 
-    def __init__(self, node: Node, gate: Gate, *, node_id: str) -> None:
+    def __init__(
+        self,
+        node: Node,
+        gate: Gate,
+        *,
+        node_id: str,
+        shared: Callable[[], Awaitable[Mapping[str, str]]],
+        dissolved: Callable[[], bool],
+    ) -> None:
+        """``shared``: versions of what both nodes share beside the data; ``dissolved``: whether the pair was ended."""
         self._node = node
         self._gate = gate
         self._node_id = node_id
+        self._shared = shared
+        self._dissolved = dissolved
 
     def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
         """To be added to the server."""
@@ -62,6 +73,8 @@ class ReplicationServicer:
             node_id=self._node_id,
             role=role.value if role else "",
             epoch=self._node.epoch,
+            shared=await self._shared(),
+            dissolved=self._dissolved(),
             datasets=[
                 pb.DatasetDescription(name=item.settings.name, kind=item.settings.kind.value, absent=item.report.absent)
                 for item in self._node.datasets()

@@ -47,13 +47,20 @@ class FakeNode:
         await asyncio.Event().wait()
 
 
+async def nothing_shared() -> dict[str, str]:
+    return {}
+
+
+BESIDE: dict[str, Any] = {"shared": nothing_shared, "dissolved": lambda: False}
+
+
 @contextlib.asynccontextmanager
 async def answering(identity: Identity, *hosts: str) -> AsyncIterator[tuple[str, ...]]:
     """The engine's port of this identity at each of the hosts; yields the addresses."""
     keyring = Keyring(identity)
     gate = Gate(keyring, Refusals(lambda *_: None))
     server = grpc.aio.server()
-    replication = ReplicationServicer(FakeNode(), gate, node_id=identity.node_id)  # type: ignore[arg-type]
+    replication = ReplicationServicer(FakeNode(), gate, node_id=identity.node_id, **BESIDE)  # type: ignore[arg-type]
     server.add_generic_rpc_handlers((replication.handler(),))
     ports = [server.add_secure_port(f"{host}:0", keyring.server_credentials()) for host in hosts]
     await server.start()
@@ -186,7 +193,7 @@ async def test_the_agents_paths_come_first_with_the_port_of_the_pairing_and_a_si
     a = Keyring(nodes.a)
     server = grpc.aio.server()
     gate = Gate(a, Refusals(lambda *_: None))
-    replication = ReplicationServicer(FakeNode(), gate, node_id=nodes.a.node_id)  # type: ignore[arg-type]
+    replication = ReplicationServicer(FakeNode(), gate, node_id=nodes.a.node_id, **BESIDE)  # type: ignore[arg-type]
     server.add_generic_rpc_handlers((replication.handler(),))
     server.add_secure_port(f"0.0.0.0:{port}", a.server_credentials())
     await server.start()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 
-from ha_proto.sync.v1 import pairing_pb2_grpc
+from ha_proto.sync.v1 import life_pb2, pairing_pb2_grpc
 from ha_sync.core.dataset import Role
 from ha_sync.core.position import Epoch
 from ha_sync.errors import HaSyncError
@@ -57,6 +58,8 @@ class PeerPort:
         self.decided = True
         self.epoch = Epoch(42)
         self.address = ""
+        self.facts = life_pb2.NodeFacts()
+        self.shared: list[life_pb2.Document] = []
         self.callers: list[str] = []
 
     def report(self, severity: str, what: str, fields: dict[str, object]) -> None:
@@ -77,7 +80,17 @@ class PeerPort:
             epoch=lambda: self.epoch,
             role=lambda: self.role,
             decided=lambda: self.decided,
+            facts=self._facts,
+            shared=self._shared,
         )
+
+    async def _facts(self) -> life_pb2.NodeFacts:
+        plain = life_pb2.NodeFacts(unix_s=time.time(), state_free_bytes=1 << 40)
+        plain.MergeFrom(self.facts)
+        return plain
+
+    async def _shared(self) -> list[life_pb2.Document]:
+        return self.shared
 
     async def replicate(self, _request: bytes, context: Any) -> bytes:
         try:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cha_proto/agent/v1/life.proto\x12\x11ha_proto.agent.v1\"\x11\n\x0fGetFactsRequest\"\xf1\x05\n\nAgentFacts\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07\x65nabled\x18\x02 \x01(\x08\x12\r\n\x05model\x18\x03 \x01(\t\x12\x10\n\x08\x66irmware\x18\x04 \x01(\t\x12\x15\n\rschema_lowest\x18\x05 \x01(\r\x12\x16\n\x0eschema_highest\x18\x06 \x01(\r\x12\x14\n\x0cstation_type\x18\x07 \x01(\t\x12\x0c\n\x04mode\x18\x08 \x01(\t\x12\x14\n\x0cnetwork_mode\x18\t \x01(\t\x12\x11\n\tinterface\x18\n \x01(\t\x12\x0f\n\x07own_mac\x18\x0b \x01(\t\x12\x31\n\taddresses\x18\x0c \x03(\x0b\x32\x1e.ha_proto.agent.v1.AddressFact\x12\x0f\n\x07peer_ip\x18\r \x01(\t\x12\x10\n\x08peer_mac\x18\x0e \x01(\t\x12\x13\n\x0b\x63luster_ips\x18\x0f \x03(\t\x12\x16\n\x0eheartbeat_port\x18\x10 \x01(\r\x12*\n\x05paths\x18\x11 \x03(\x0b\x32\x1b.ha_proto.agent.v1.PathFact\x12\x0f\n\x07gateway\x18\x12 \x01(\t\x12\x39\n\x06vendor\x18\x13 \x03(\x0b\x32).ha_proto.agent.v1.AgentFacts.VendorEntry\x12\x14\n\x0cvendor_fault\x18\x14 \x01(\t\x12\x15\n\rmissing_files\x18\x15 \x03(\t\x12\x16\n\x0emissing_rights\x18\x16 \x03(\t\x12\x11\n\tfxo_ports\x18\x17 \x01(\r\x12\x0e\n\x06\x66\x61ults\x18\x18 \x03(\t\x12\x0c\n\x04role\x18\x19 \x01(\t\x12\x15\n\rpeer_firmware\x18\x1a \x01(\t\x12\x11\n\tupgrading\x18\x1b \x01(\x08\x12\x15\n\rshared_digest\x18\x1c \x01(\t\x12\r\n\x05ready\x18\x1d \x01(\x08\x12\x12\n\npeer_ready\x18\x1e \x01(\x08\x12\x12\n\npeer_heard\x18\x1f \x01(\x08\x1a-\n\x0bVendorEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"D\n\x0b\x41\x64\x64ressFact\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x11\n\tinterface\x18\x02 \x01(\t\x12\x11\n\tis_static\x18\x03 \x01(\x08\"D\n\x08PathFact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05local\x18\x02 \x01(\t\x12\x0c\n\x04peer\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\"!\n\x11SetUpgradeRequest\x12\x0c\n\x04open\x18\x01 \x01(\x08\"\x14\n\x12SetUpgradeResponse\"\x11\n\x0f\x44issolveRequest\"#\n\x10\x44issolveResponse\x12\x0f\n\x07removed\x18\x01 \x03(\t2\x8c\x02\n\x0bLifeService\x12M\n\x08GetFacts\x12\".ha_proto.agent.v1.GetFactsRequest\x1a\x1d.ha_proto.agent.v1.AgentFacts\x12Y\n\nSetUpgrade\x12$.ha_proto.agent.v1.SetUpgradeRequest\x1a%.ha_proto.agent.v1.SetUpgradeResponse\x12S\n\x08\x44issolve\x12\".ha_proto.agent.v1.DissolveRequest\x1a#.ha_proto.agent.v1.DissolveResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cha_proto/agent/v1/life.proto\x12\x11ha_proto.agent.v1\"\x11\n\x0fGetFactsRequest\"\xa1\x06\n\nAgentFacts\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07\x65nabled\x18\x02 \x01(\x08\x12\r\n\x05model\x18\x03 \x01(\t\x12\x10\n\x08\x66irmware\x18\x04 \x01(\t\x12\x15\n\rschema_lowest\x18\x05 \x01(\r\x12\x16\n\x0eschema_highest\x18\x06 \x01(\r\x12\x14\n\x0cstation_type\x18\x07 \x01(\t\x12\x0c\n\x04mode\x18\x08 \x01(\t\x12\x14\n\x0cnetwork_mode\x18\t \x01(\t\x12\x11\n\tinterface\x18\n \x01(\t\x12\x0f\n\x07own_mac\x18\x0b \x01(\t\x12\x31\n\taddresses\x18\x0c \x03(\x0b\x32\x1e.ha_proto.agent.v1.AddressFact\x12\x0f\n\x07peer_ip\x18\r \x01(\t\x12\x10\n\x08peer_mac\x18\x0e \x01(\t\x12\x13\n\x0b\x63luster_ips\x18\x0f \x03(\t\x12\x16\n\x0eheartbeat_port\x18\x10 \x01(\r\x12*\n\x05paths\x18\x11 \x03(\x0b\x32\x1b.ha_proto.agent.v1.PathFact\x12\x0f\n\x07gateway\x18\x12 \x01(\t\x12\x39\n\x06vendor\x18\x13 \x03(\x0b\x32).ha_proto.agent.v1.AgentFacts.VendorEntry\x12\x14\n\x0cvendor_fault\x18\x14 \x01(\t\x12\x15\n\rmissing_files\x18\x15 \x03(\t\x12\x16\n\x0emissing_rights\x18\x16 \x03(\t\x12\x11\n\tfxo_ports\x18\x17 \x01(\r\x12\x0e\n\x06\x66\x61ults\x18\x18 \x03(\t\x12\x0c\n\x04role\x18\x19 \x01(\t\x12\x15\n\rpeer_firmware\x18\x1a \x01(\t\x12\x11\n\tupgrading\x18\x1b \x01(\x08\x12\x15\n\rshared_digest\x18\x1c \x01(\t\x12\r\n\x05ready\x18\x1d \x01(\x08\x12\x12\n\npeer_ready\x18\x1e \x01(\x08\x12\x12\n\npeer_heard\x18\x1f \x01(\x08\x12\x16\n\x0epeer_upgrading\x18  \x01(\x08\x12\x16\n\x0eupgrading_from\x18! \x01(\t\x1a-\n\x0bVendorEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"D\n\x0b\x41\x64\x64ressFact\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x11\n\tinterface\x18\x02 \x01(\t\x12\x11\n\tis_static\x18\x03 \x01(\x08\"D\n\x08PathFact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05local\x18\x02 \x01(\t\x12\x0c\n\x04peer\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\"8\n\x11SetUpgradeRequest\x12\x0c\n\x04open\x18\x01 \x01(\x08\x12\x15\n\rfrom_firmware\x18\x02 \x01(\t\"\x14\n\x12SetUpgradeResponse\"\x11\n\x0f\x44issolveRequest\"#\n\x10\x44issolveResponse\x12\x0f\n\x07removed\x18\x01 \x03(\t2\x8c\x02\n\x0bLifeService\x12M\n\x08GetFacts\x12\".ha_proto.agent.v1.GetFactsRequest\x1a\x1d.ha_proto.agent.v1.AgentFacts\x12Y\n\nSetUpgrade\x12$.ha_proto.agent.v1.SetUpgradeRequest\x1a%.ha_proto.agent.v1.SetUpgradeResponse\x12S\n\x08\x44issolve\x12\".ha_proto.agent.v1.DissolveRequest\x1a#.ha_proto.agent.v1.DissolveResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,21 +36,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETFACTSREQUEST']._serialized_start=51
   _globals['_GETFACTSREQUEST']._serialized_end=68
   _globals['_AGENTFACTS']._serialized_start=71
-  _globals['_AGENTFACTS']._serialized_end=824
-  _globals['_AGENTFACTS_VENDORENTRY']._serialized_start=779
-  _globals['_AGENTFACTS_VENDORENTRY']._serialized_end=824
-  _globals['_ADDRESSFACT']._serialized_start=826
-  _globals['_ADDRESSFACT']._serialized_end=894
-  _globals['_PATHFACT']._serialized_start=896
-  _globals['_PATHFACT']._serialized_end=964
-  _globals['_SETUPGRADEREQUEST']._serialized_start=966
-  _globals['_SETUPGRADEREQUEST']._serialized_end=999
-  _globals['_SETUPGRADERESPONSE']._serialized_start=1001
-  _globals['_SETUPGRADERESPONSE']._serialized_end=1021
-  _globals['_DISSOLVEREQUEST']._serialized_start=1023
-  _globals['_DISSOLVEREQUEST']._serialized_end=1040
-  _globals['_DISSOLVERESPONSE']._serialized_start=1042
-  _globals['_DISSOLVERESPONSE']._serialized_end=1077
-  _globals['_LIFESERVICE']._serialized_start=1080
-  _globals['_LIFESERVICE']._serialized_end=1348
+  _globals['_AGENTFACTS']._serialized_end=872
+  _globals['_AGENTFACTS_VENDORENTRY']._serialized_start=827
+  _globals['_AGENTFACTS_VENDORENTRY']._serialized_end=872
+  _globals['_ADDRESSFACT']._serialized_start=874
+  _globals['_ADDRESSFACT']._serialized_end=942
+  _globals['_PATHFACT']._serialized_start=944
+  _globals['_PATHFACT']._serialized_end=1012
+  _globals['_SETUPGRADEREQUEST']._serialized_start=1014
+  _globals['_SETUPGRADEREQUEST']._serialized_end=1070
+  _globals['_SETUPGRADERESPONSE']._serialized_start=1072
+  _globals['_SETUPGRADERESPONSE']._serialized_end=1092
+  _globals['_DISSOLVEREQUEST']._serialized_start=1094
+  _globals['_DISSOLVEREQUEST']._serialized_end=1111
+  _globals['_DISSOLVERESPONSE']._serialized_start=1113
+  _globals['_DISSOLVERESPONSE']._serialized_end=1148
+  _globals['_LIFESERVICE']._serialized_start=1151
+  _globals['_LIFESERVICE']._serialized_end=1419
 # @@protoc_insertion_point(module_scope)

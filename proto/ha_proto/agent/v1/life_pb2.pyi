@@ -88,6 +88,8 @@ class AgentFacts(_message.Message):
     READY_FIELD_NUMBER: _builtins.int
     PEER_READY_FIELD_NUMBER: _builtins.int
     PEER_HEARD_FIELD_NUMBER: _builtins.int
+    PEER_UPGRADING_FIELD_NUMBER: _builtins.int
+    UPGRADING_FROM_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     enabled: _builtins.bool
     model: _builtins.str
@@ -117,6 +119,10 @@ class AgentFacts(_message.Message):
     ready: _builtins.bool
     peer_ready: _builtins.bool
     peer_heard: _builtins.bool
+    peer_upgrading: _builtins.bool
+    """the window is open on the other node"""
+    upgrading_from: _builtins.str
+    """the firmware of this node when its window was opened"""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedCompositeFieldContainer[Global___AddressFact]: ...
     @_builtins.property
@@ -173,10 +179,12 @@ class AgentFacts(_message.Message):
         ready: _builtins.bool = ...,
         peer_ready: _builtins.bool = ...,
         peer_heard: _builtins.bool = ...,
+        peer_upgrading: _builtins.bool = ...,
+        upgrading_from: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "cluster_ips", b"cluster_ips", "enabled", b"enabled", "faults", b"faults", "firmware", b"firmware", "fxo_ports", b"fxo_ports", "gateway", b"gateway", "heartbeat_port", b"heartbeat_port", "interface", b"interface", "missing_files", b"missing_files", "missing_rights", b"missing_rights", "mode", b"mode", "model", b"model", "network_mode", b"network_mode", "node", b"node", "own_mac", b"own_mac", "paths", b"paths", "peer_firmware", b"peer_firmware", "peer_heard", b"peer_heard", "peer_ip", b"peer_ip", "peer_mac", b"peer_mac", "peer_ready", b"peer_ready", "ready", b"ready", "role", b"role", "schema_highest", b"schema_highest", "schema_lowest", b"schema_lowest", "shared_digest", b"shared_digest", "station_type", b"station_type", "upgrading", b"upgrading", "vendor", b"vendor", "vendor_fault", b"vendor_fault"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "cluster_ips", b"cluster_ips", "enabled", b"enabled", "faults", b"faults", "firmware", b"firmware", "fxo_ports", b"fxo_ports", "gateway", b"gateway", "heartbeat_port", b"heartbeat_port", "interface", b"interface", "missing_files", b"missing_files", "missing_rights", b"missing_rights", "mode", b"mode", "model", b"model", "network_mode", b"network_mode", "node", b"node", "own_mac", b"own_mac", "paths", b"paths", "peer_firmware", b"peer_firmware", "peer_heard", b"peer_heard", "peer_ip", b"peer_ip", "peer_mac", b"peer_mac", "peer_ready", b"peer_ready", "peer_upgrading", b"peer_upgrading", "ready", b"ready", "role", b"role", "schema_highest", b"schema_highest", "schema_lowest", b"schema_lowest", "shared_digest", b"shared_digest", "station_type", b"station_type", "upgrading", b"upgrading", "upgrading_from", b"upgrading_from", "vendor", b"vendor", "vendor_fault", b"vendor_fault"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -243,15 +251,19 @@ class SetUpgradeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     OPEN_FIELD_NUMBER: _builtins.int
+    FROM_FIRMWARE_FIELD_NUMBER: _builtins.int
     open: _builtins.bool
+    from_firmware: _builtins.str
+    """of both nodes when it is opened"""
     def __init__(
         self,
         *,
         open: _builtins.bool = ...,
+        from_firmware: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["open", b"open"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_firmware", b"from_firmware", "open", b"open"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
