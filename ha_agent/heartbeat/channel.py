@@ -29,6 +29,7 @@ class PathLook:
     heard_age_s: float | None  # since a beat that is life; None: never
     heard_there_age_s: float | None  # since I sent the newest beat that the peer heard on it; None: never
     state: PathState
+    beats: int  # that were life, since the start
 
 
 class Channel:
@@ -123,6 +124,7 @@ class Channel:
             heard_age_s=_age(now, known.heard_at),
             heard_there_age_s=_age(now, known.heard_there_at),
             state=socket.state,
+            beats=known.beats,
         )
 
     def _received(self, received: list[Received]) -> None:

@@ -56,6 +56,7 @@ class _Path:
     sequence: Sequence = NO_SEQUENCE  # newest of the peer's boot, life or not
     heard_there_at: float = float("-inf")  # when I sent the newest beat that the peer heard on this path
     way: Way = Way.UNKNOWN
+    beats: int = 0  # that were life
 
 
 @dataclass(slots=True)
@@ -93,6 +94,7 @@ class Detector:
         if echoed_at is None:
             return NOTHING  # what a node says that has not heard me in this boot may have been said long ago
         path.heard_at = now
+        path.beats += 1
         self.best_echo = max(self.best_echo, echoed)
         self._note_echoes(envelope)
         newest = envelope.sequence > self.newest

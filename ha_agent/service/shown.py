@@ -123,5 +123,6 @@ def _path(path: PathLook) -> pb.PathStatus:
         name=path.name,
         heard_age_s=path.heard_age_s,
         peer_heard_age_s=path.heard_there_age_s,
+        beats=path.beats,
         state=path.way.value if path.state.usable else f"{path.way.value} ({path.state.error or 'not open'})",
     )

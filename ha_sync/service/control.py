@@ -298,8 +298,15 @@ def _position(position: Position) -> pb.PositionValue:
 
 
 def _lag(lag: LagSummary) -> pb.Lag:
+    histogram = lag.histogram
     return pb.Lag(
-        p50_ms=_ms(lag.p50_s), p99_ms=_ms(lag.p99_s), samples=lag.samples, oldest_pending_ms=_ms(lag.oldest_pending_s)
+        p50_ms=_ms(lag.p50_s),
+        p99_ms=_ms(lag.p99_s),
+        samples=lag.samples,
+        oldest_pending_ms=_ms(lag.oldest_pending_s),
+        buckets=[pb.LagBucket(at_most_ms=at_most_s * 1000, count=count) for at_most_s, count in histogram.cumulated()],
+        measured=histogram.measured,
+        sum_ms=histogram.sum_s * 1000,
     )
 
 

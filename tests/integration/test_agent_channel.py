@@ -113,6 +113,7 @@ async def test_beats_are_life_when_they_echo_mine_and_say_when_i_sent_it(loopbac
         assert [path.name for path in a.channel.paths()] == ["path0", "path1"]
         assert a.channel.name(PathId(1)) == "path1"
         assert all(path.heard_age_s is not None and path.heard_there_age_s is not None for path in a.channel.paths())
+        assert all(path.beats > 0 for path in a.channel.paths())
 
 
 async def test_one_beat_on_two_paths_is_news_once(loopback: str) -> None:
@@ -201,7 +202,7 @@ async def test_a_path_to_nowhere_says_so_and_ends_nothing(loopback: str) -> None
             end.channel.send(BEAT, Told())
             await asyncio.sleep(0)
         (path,) = end.channel.paths()
-        assert (path.heard_age_s, path.way) == (None, Way.UNKNOWN)
+        assert (path.heard_age_s, path.way, path.beats) == (None, Way.UNKNOWN, 0)
     finally:
         end.channel.close()
 

@@ -140,6 +140,7 @@ def test_the_document_is_the_engines_with_the_agents_in_it(agent: FakeAgent, eng
         "heard_age_s": None,
         "peer_heard_age_s": None,
         "state": "lost",
+        "beats": 0,
     }
     assert status["agent"]["last_switch"]["phases_s"]["address"] == 0.31
 

@@ -83,7 +83,15 @@ def test_status_as_json_has_every_field_by_its_name_and_numbers_as_numbers(engin
     cdr, voicemail = status["datasets"]
     assert list(cdr) == list(voicemail) == [field.name for field in pb.Dataset.DESCRIPTOR.fields]
     assert cdr["position"] == {"epoch": 4, "incarnation": "ab", "sequence": 120}
-    assert cdr["lag"] == {"p50_ms": 2.25, "p99_ms": 9.75, "samples": 100, "oldest_pending_ms": None}
+    assert cdr["lag"] == {
+        "p50_ms": 2.25,
+        "p99_ms": 9.75,
+        "samples": 100,
+        "oldest_pending_ms": None,
+        "buckets": [{"at_most_ms": 2.5, "count": 80}, {"at_most_ms": 10.0, "count": 100}],
+        "measured": 101,
+        "sum_ms": 512.0,
+    }
     assert cdr["counts"] == {"checks": 3, "copies_rejected": 20, "none": 0}
     assert (voicemail["lag"], voicemail["acknowledged"], voicemail["counts"]) == (None, None, {})
 

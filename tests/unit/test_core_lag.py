@@ -68,3 +68,27 @@ def test_lag_is_never_negative_and_percentiles_are_ordered(steps):
     summary = ledger.summary(now=clock)
     if summary.p50_s is not None and summary.p99_s is not None:
         assert 0 <= summary.p50_s <= summary.p99_s
+
+
+@pytest.mark.req("R30")
+def test_the_histogram_keeps_what_left_the_window():
+    ledger = LagLedger(window_s=10)
+    for sequence, lag_s in enumerate((0.0009, 0.0011, 0.2, 61.0), start=1):
+        ledger.noticed(Sequence(sequence), at=100.0 * sequence)
+        ledger.acknowledged(Sequence(sequence), at=100.0 * sequence + lag_s)
+    histogram = ledger.summary(now=5000.0).histogram
+    told = dict(histogram.cumulated())
+    assert (told[0.001], told[0.0025], told[0.1], told[0.25], told[60.0]) == (1, 2, 2, 3, 3)
+    assert histogram.measured == 4
+    assert histogram.sum_s == pytest.approx(61.202)
+
+
+@given(st.lists(st.floats(0, 1e6), max_size=50))
+def test_a_bucket_has_all_that_is_below_it(lags: list[float]):
+    ledger = LagLedger()
+    for sequence, lag_s in enumerate(lags, start=1):
+        ledger.noticed(Sequence(sequence), at=0.0)
+        ledger.acknowledged(Sequence(sequence), at=lag_s)
+    histogram = ledger.summary(now=0.0).histogram
+    assert all(count == sum(lag_s <= at_most_s for lag_s in lags) for at_most_s, count in histogram.cumulated())
+    assert histogram.measured == len(lags)

@@ -612,10 +612,13 @@ class PathStatus(_message.Message):
     HEARD_AGE_S_FIELD_NUMBER: _builtins.int
     PEER_HEARD_AGE_S_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    BEATS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     heard_age_s: _builtins.float
     peer_heard_age_s: _builtins.float
     state: _builtins.str
+    beats: _builtins.int
+    """that were life, since the agent's start"""
     def __init__(
         self,
         *,
@@ -623,10 +626,11 @@ class PathStatus(_message.Message):
         heard_age_s: _builtins.float | None = ...,
         peer_heard_age_s: _builtins.float | None = ...,
         state: _builtins.str = ...,
+        beats: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_heard_age_s", b"_heard_age_s", "_peer_heard_age_s", b"_peer_heard_age_s", "heard_age_s", b"heard_age_s", "peer_heard_age_s", b"peer_heard_age_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_heard_age_s", b"_heard_age_s", "_peer_heard_age_s", b"_peer_heard_age_s", "heard_age_s", b"heard_age_s", "name", b"name", "peer_heard_age_s", b"peer_heard_age_s", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_heard_age_s", b"_heard_age_s", "_peer_heard_age_s", b"_peer_heard_age_s", "beats", b"beats", "heard_age_s", b"heard_age_s", "name", b"name", "peer_heard_age_s", b"peer_heard_age_s", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__heard_age_s: _TypeAlias = _typing.Literal["heard_age_s"]  # noqa: Y015
     _WhichOneofArgType__heard_age_s: _TypeAlias = _typing.Literal["_heard_age_s", b"_heard_age_s"]  # noqa: Y015

@@ -305,10 +305,20 @@ class Lag(_message.Message):
     P99_MS_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
     OLDEST_PENDING_MS_FIELD_NUMBER: _builtins.int
+    BUCKETS_FIELD_NUMBER: _builtins.int
+    MEASURED_FIELD_NUMBER: _builtins.int
+    SUM_MS_FIELD_NUMBER: _builtins.int
     p50_ms: _builtins.float
     p99_ms: _builtins.float
     samples: _builtins.int
     oldest_pending_ms: _builtins.float
+    measured: _builtins.int
+    """all since then, also what is above the last bucket"""
+    sum_ms: _builtins.float
+    @_builtins.property
+    def buckets(self) -> _containers.RepeatedCompositeFieldContainer[Global___LagBucket]:
+        """since the dataset has been served; each has all below it too"""
+
     def __init__(
         self,
         *,
@@ -316,10 +326,13 @@ class Lag(_message.Message):
         p99_ms: _builtins.float | None = ...,
         samples: _builtins.int = ...,
         oldest_pending_ms: _builtins.float | None = ...,
+        buckets: _abc.Iterable[Global___LagBucket] | None = ...,
+        measured: _builtins.int = ...,
+        sum_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_oldest_pending_ms", b"_oldest_pending_ms", "_p50_ms", b"_p50_ms", "_p99_ms", b"_p99_ms", "oldest_pending_ms", b"oldest_pending_ms", "p50_ms", b"p50_ms", "p99_ms", b"p99_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_oldest_pending_ms", b"_oldest_pending_ms", "_p50_ms", b"_p50_ms", "_p99_ms", b"_p99_ms", "oldest_pending_ms", b"oldest_pending_ms", "p50_ms", b"p50_ms", "p99_ms", b"p99_ms", "samples", b"samples"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_oldest_pending_ms", b"_oldest_pending_ms", "_p50_ms", b"_p50_ms", "_p99_ms", b"_p99_ms", "buckets", b"buckets", "measured", b"measured", "oldest_pending_ms", b"oldest_pending_ms", "p50_ms", b"p50_ms", "p99_ms", b"p99_ms", "samples", b"samples", "sum_ms", b"sum_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__oldest_pending_ms: _TypeAlias = _typing.Literal["oldest_pending_ms"]  # noqa: Y015
     _WhichOneofArgType__oldest_pending_ms: _TypeAlias = _typing.Literal["_oldest_pending_ms", b"_oldest_pending_ms"]  # noqa: Y015
@@ -335,6 +348,28 @@ class Lag(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__p99_ms) -> _WhichOneofReturnType__p99_ms | None: ...
 
 Global___Lag: _TypeAlias = Lag  # noqa: Y015
+
+@_typing.final
+class LagBucket(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_MOST_MS_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    at_most_ms: _builtins.float
+    count: _builtins.int
+    def __init__(
+        self,
+        *,
+        at_most_ms: _builtins.float = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_ms", b"at_most_ms", "count", b"count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LagBucket: _TypeAlias = LagBucket  # noqa: Y015
 
 @_typing.final
 class WaitReplicatedRequest(_message.Message):
