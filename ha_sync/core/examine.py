@@ -116,6 +116,9 @@ class Run(Protocol):
     async def replicated(self) -> None:
         """The barrier of this dataset: everything that was captured before is durable on the Standby."""
 
+    def in_phase(self, words: str) -> None:
+        """What is being done now, for people; a run begins with ``comparing``."""
+
     @property
     def cursor(self) -> bytes:
         """Where an interrupted run had got in this dataset; empty: at its beginning."""

@@ -19,7 +19,8 @@ import xxhash
 
 from ha_sync.catalogue.tree import TYPE_DIRECTORY, TYPE_FILE, TYPE_SYMLINK, key_of, path_of
 from ha_sync.config import TreeSettings
-from ha_sync.core.compare import RANGE_BYTES, RANGE_OBJECTS, Seen, plain_record, record_of
+from ha_sync.core.compare import RANGE_BYTES, RANGE_OBJECTS, Seen, digest_of, plain_record, record_of
+from ha_sync.core.representation import EVERYTHING, told
 from ha_sync.errors import HaSyncError
 from ha_sync.files.blocks import block_size_for, whole_hash
 from ha_sync.files.confine import DEPTH_MAX, Root, split
@@ -55,6 +56,7 @@ class TreeLook:
         self._begun = False
         self._root_is_due = False
         self._reader = _Reader()
+        self.holding = EVERYTHING  # objects are told as far as both nodes' filesystems can hold them
         self.unreadable: set[bytes] = set()  # keys of directories whose content is unknown
 
     def close(self) -> None:
@@ -213,6 +215,8 @@ class TreeLook:
 
     def digest(self, items: Iterable[Local]) -> bytes:
         """``digest_of`` what ``see`` gives of the metadata; spares an object for each file."""
+        if not self.holding.complete:
+            return digest_of(self.see(items, content=False))
         parts: list[bytes] = []
         for key, status in items:
             if status.st_mode & _FORMAT == _REGULAR:
@@ -223,6 +227,10 @@ class TreeLook:
 
     def see(self, items: Iterable[Local], *, content: bool) -> Iterator[Seen]:
         """Each object, with its content where asked for; what went meanwhile is left out."""
+        seen = self._see(items, content=content)
+        return seen if self.holding.complete else (told(each, self.holding) for each in seen)
+
+    def _see(self, items: Iterable[Local], *, content: bool) -> Iterator[Seen]:
         at, fd = b"\0", -1  # no directory has this key
         for key, status in items:
             mode = status.st_mode

@@ -18,15 +18,16 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ha_sync.backup.full.desk import Desk
-from ha_sync.backup.full.memory import NOTHING, DatasetState, Memory, RunState, plus
-from ha_sync.backup.full.progress import Done, Meter
+from ha_sync.backup.full.going import Going
+from ha_sync.backup.full.memory import NOTHING, Memory, RunState, plus
+from ha_sync.backup.full.progress import Done
 from ha_sync.backup.full.schedule import Schedule, local_zone
 from ha_sync.config import BackupSettings
 from ha_sync.core.dataset import DatasetName, Report, Role
 from ha_sync.core.examine import Depth, Examined, Examiner, Fault, Finding, Peer, Side
 from ha_sync.core.position import Epoch
-from ha_sync.errors import HaSyncError, PeerUnreachable, Retryable, WrongState
-from ha_sync.logs.runs import Kind, Result, RunId, RunLog, Tally, Trigger
+from ha_sync.errors import HaSyncError, PeerUnreachable, Refused, Retryable, WrongState
+from ha_sync.logs.runs import Kind, Result, RunLog, Tally, Trigger
 from ha_sync.logs.writer import wall_clock
 
 log = logging.getLogger(__name__)
@@ -45,10 +46,7 @@ RETRY_S = 1.0
 FRUITLESS_MAX = 10
 """Attempts at one dataset in a row that did not move its cursor."""
 
-STORE_EVERY_S = 2.0
-SUBJECTS_TOLD = 5
-
-EXIT_CODES = {Result.DONE: 0, Result.PARTIAL: 4}
+EXIT_CODES = {Result.DONE: 0, Result.PARTIAL: 4, Result.REFUSED: Refused.exit_code}
 EXIT_FAILED = 1
 
 
@@ -71,6 +69,17 @@ class Host(Protocol):
 
     async def replicated(self, name: DatasetName) -> None:
         """The barrier of one dataset. Raises Retryable, or OperatorNeeded at a halt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Purpose:
+    """What the runs are for: a full backup, or the sync of one storage, which runs in the same way."""
+
+    words: str = "full backup"
+    kind: Kind = Kind.FULL_BACKUP
+    announced: bool = True  # the Standby hears of each
+    hint: str = "on both nodes' cron: `ha-sync full-backup --if-active`"
+    facts: tuple[tuple[str, str], ...] = ()  # for the log
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,126 +112,6 @@ class Times:
     look_s: float = SCHEDULE_LOOK_S
 
 
-class _Run:
-    """One run, and what an examiner may ask of it (``core.examine.Run``), for one dataset after the other."""
-
-    def __init__(self, owner: FullBackup, state: RunState, entry: RunId, expected: dict[DatasetName, int]) -> None:
-        self._owner = owner
-        self.state = state
-        self.entry = entry
-        self.began = time.monotonic()
-        self.phase = "comparing"
-        self.names = tuple(expected)  # in order of priority
-        self.name = DatasetName("")
-        self.meter = Meter({str(name): objects for name, objects in expected.items()}, now=self.began)
-        for name, known in state.datasets.items():
-            if name in expected:
-                part = known.done or known.so_far
-                self.meter.resumed(
-                    name, objects=part.objects, content_bytes=part.content_bytes, over=known.done is not None
-                )
-        self.going = asyncio.Event()
-        self.going.set()
-        self.live = NOTHING  # of the examination that goes on now
-        self.before = NOTHING  # of the earlier parts of the same dataset
-        self.ending = False
-        self.active_side = 0  # faults of this node: never repaired by us
-        self.subjects: list[str] = []
-        self.wire_before = owner.desk.wire_bytes
-        self._allowed_at = 0.0
-        self._stored_at = float("-inf")
-        self._equal_until: float | None = None
-
-    # ---- core.examine.Run
-
-    @property
-    def depth(self) -> Depth:
-        return self.state.depth
-
-    async def spend(self, content_bytes: int) -> None:
-        await self.going.wait()
-        rate = self._owner.settings.rate_mib_per_s * 1024 * 1024
-        if rate:
-            now = time.monotonic()
-            wait_s = self._allowed_at - now
-            self._allowed_at = max(self._allowed_at, now) + content_bytes / rate
-            if wait_s > 0:
-                await asyncio.sleep(wait_s)
-                await self.going.wait()
-
-    def advance(self, *, objects: int, content_bytes: int) -> None:
-        self.meter.advance(self.name, objects=objects, content_bytes=content_bytes, now=time.monotonic())
-        self.live = replace(
-            self.live, objects=self.live.objects + objects, content_bytes=self.live.content_bytes + content_bytes
-        )
-
-    def expect(self, *, objects: int, content_bytes: int) -> None:
-        self.meter.expect(self.name, objects=objects, content_bytes=content_bytes)
-
-    def found(self, finding: Finding) -> None:
-        live = self.live
-        unverified = finding.fault is Fault.UNVERIFIED
-        self.live = replace(
-            live,
-            differing=live.differing + (not unverified),
-            repaired=live.repaired + finding.repaired,
-            unverified=live.unverified + unverified,
-        )
-        self.active_side += finding.side is Side.ACTIVE and not finding.repaired and not unverified
-        if len(self.subjects) < SUBJECTS_TOLD:
-            self.subjects.append(f"{finding.dataset}: {finding.subject} ({finding.fault.value})")
-        self._owner.runs.found(self.entry, finding)
-
-    async def replicated(self) -> None:
-        await self._owner.host.replicated(self.name)
-
-    @property
-    def cursor(self) -> bytes:
-        return bytes.fromhex(self.part.cursor)
-
-    async def reached(self, cursor: bytes) -> None:
-        self.put(replace(self.part, cursor=cursor.hex(), so_far=plus(self.before, self.live)))
-        now = time.monotonic()
-        if now - self._stored_at >= STORE_EVERY_S:
-            self._stored_at = now
-            await self._owner.store(self.state)
-
-    @property
-    def equal_until_unix_s(self) -> float | None:
-        return self._equal_until
-
-    # ---- for the runner
-
-    @property
-    def part(self) -> DatasetState:
-        """Where this run is in the present dataset."""
-        return self.state.datasets.get(self.name, DatasetState())
-
-    def put(self, part: DatasetState) -> None:
-        """Notes it."""
-        self.state = replace(self.state, datasets={**self.state.datasets, str(self.name): part})
-
-    def turn_to(self, name: DatasetName, *, equal_until_unix_s: float | None) -> None:
-        """The next examination."""
-        self.name = name
-        self._equal_until = equal_until_unix_s
-        self.live = NOTHING
-        self.before = self.part.so_far
-        if not self.part.begun_unix_s:
-            self.put(DatasetState(begun_unix_s=wall_clock()))
-
-    @property
-    def tally(self) -> Examined:
-        """Of all datasets so far."""
-        total = plus(self.before, self.live) if self.part.done is None else NOTHING
-        for name, part in self.state.datasets.items():
-            if part.done is not None:
-                total = plus(total, part.done)
-            elif name != self.name:
-                total = plus(total, part.so_far)
-        return total
-
-
 class FullBackup:
     """See the module."""
 
@@ -237,8 +126,10 @@ class FullBackup:
         report: Report,
         peer: Callable[[], str],
         times: Times | None = None,
+        purpose: Purpose | None = None,
     ) -> None:
         self.host = host
+        self._purpose = purpose or Purpose()
         self.desk = desk
         self.runs = runs
         self.settings = settings
@@ -246,7 +137,7 @@ class FullBackup:
         self._report = report
         self._peer = peer
         self._schedule = Schedule(settings.full) if settings.full else None
-        self._run: _Run | None = None
+        self._run: Going | None = None
         self._task: asyncio.Task[None] | None = None
         self._last = Standing(running=False)
         self._why = ""  # it is being cancelled
@@ -288,7 +179,8 @@ class FullBackup:
             return
         if left.epoch != self.host.epoch:
             await self.store(None)
-            self._report("warning", "an interrupted full backup is not gone on with", {"reason": "another epoch"})
+            words = f"an interrupted {self._purpose.words} is not gone on with"
+            self._report("warning", words, {"reason": "another epoch", **self._facts})
             return
         self._begin(left, reason="goes on where an interrupted run was")
 
@@ -339,9 +231,9 @@ class FullBackup:
         """Begins a run; whether one was going on already, which is joined. Raises WrongState on a Standby."""
         if self.host.role is not Role.ACTIVE:
             raise WrongState(
-                "cannot make a full backup",
+                f"cannot make a {self._purpose.words}",
                 reason="this node is not the Active",
-                hint="on both nodes' cron: `ha-sync full-backup --if-active`",
+                hint=self._purpose.hint,
             )
         if self._task is not None:
             return True
@@ -353,30 +245,29 @@ class FullBackup:
     def _begin(self, state: RunState, *, reason: str) -> None:
         trigger = Trigger(state.trigger)
         entry = self.runs.begin(
-            Kind.FULL_BACKUP,
+            self._purpose.kind,
             trigger,
             now=time.monotonic(),
             peer=self._peer(),
             reason=reason,
-            facts={"verify": state.depth.value},
+            facts={"verify": state.depth.value, **self._facts},
         )
         self._why = ""
-        self._run = run = _Run(self, state, entry, self.host.examined())
-        self._report(
-            "info", "full backup begins", {"run": entry, "trigger": trigger.value, "verify": state.depth.value}
-        )
-        self._task = asyncio.create_task(self._perform(run), name="full backup")
-        self._news()
+        self._run = run = Going(self, state, entry, self.host.examined())
+        fields: dict[str, object] = {"run": entry, "trigger": trigger.value, "verify": state.depth.value, **self._facts}
+        self._report("info", f"{self._purpose.words} begins", fields)
+        self._task = asyncio.create_task(self._perform(run), name=self._purpose.words)
+        self.news()
 
     async def pause(self) -> None:
         """Holds the run before its next piece of reading."""
         self._running("pause").going.clear()
-        self._news()
+        self.news()
 
     async def resume(self) -> None:
         """Lets it go on."""
         self._running("resume").going.set()
-        self._news()
+        self.news()
 
     async def cancel(self, why: str) -> None:
         """Ends the run; what it repaired stays so."""
@@ -387,21 +278,22 @@ class FullBackup:
                 task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    def _running(self, what: str) -> _Run:
+    def _running(self, what: str) -> Going:
         if self._run is None or self._task is None:
-            raise WrongState(f"cannot {what} the full backup", reason="none is going on")
+            raise WrongState(f"cannot {what} the {self._purpose.words}", reason="none is going on")
         return self._run
 
     # ---- performing
 
-    async def _perform(self, run: _Run) -> None:
+    async def _perform(self, run: Going) -> None:
         result, reason = Result.FAILED, "internal error"
         unreachable = False
         try:
             await self.noted(run.state.begun_unix_s)
             await self.store(run.state)
             await self._await_peer(run, PEER_WAIT_S[Trigger(run.state.trigger)])
-            await self.desk.announce(run.state.begun_unix_s)
+            if self._purpose.announced:
+                await self.desk.announce(run.state.begun_unix_s)
             for name in run.names:
                 await self._examine(run, name)
             result, reason = self._verdict(run)
@@ -411,10 +303,12 @@ class FullBackup:
             result, reason = Result.CANCELLED, self._why
         except PeerUnreachable as error:
             reason, unreachable = error.sentence(), True
+        except Refused as error:
+            result, reason = Result.REFUSED, error.sentence()
         except HaSyncError as error:
             reason = error.sentence()
         except Exception as error:  # a bug here must not end the engine; it is reported
-            log.exception("full backup failed")
+            log.exception("a run failed", extra={"run": run.entry, "purpose": self._purpose.words})
             reason = f"internal error: {error!r}"
         # Forgotten before anybody may think that none goes on: else it would be gone on with.
         run.ending = True
@@ -423,7 +317,7 @@ class FullBackup:
         code = PeerUnreachable.exit_code if unreachable else EXIT_CODES.get(result, EXIT_FAILED)
         self._finish(run, result, reason, code)
 
-    def _verdict(self, run: _Run) -> tuple[Result, str]:
+    def _verdict(self, run: Going) -> tuple[Result, str]:
         tally = run.tally
         left = tally.differing - tally.repaired
         said = []
@@ -437,9 +331,9 @@ class FullBackup:
             said.append(f"{tally.unverified} not verified")
         return (Result.PARTIAL, "; ".join(said)) if said else (Result.DONE, "")
 
-    def _finish(self, run: _Run, result: Result, reason: str, exit_code: int) -> None:
+    def _finish(self, run: Going, result: Result, reason: str, exit_code: int) -> None:
         tally = run.tally
-        facts = {"verify": run.depth.value, "in_motion": tally.in_motion}
+        facts: dict[str, object] = {"verify": run.depth.value, "in_motion": tally.in_motion, **self._facts}
         self.runs.end(
             run.entry,
             result,
@@ -457,8 +351,10 @@ class FullBackup:
             facts=facts,
         )
         self._last = self._standing_of(run, running=False, result=result, reason=reason, exit_code=exit_code)
-        severity = "error" if result in {Result.FAILED, Result.PARTIAL} or tally.differing else "info"
+        failed = {Result.FAILED, Result.PARTIAL, Result.REFUSED}
+        severity = "error" if result in failed or tally.differing else "info"
         fields: dict[str, object] = {
+            **self._facts,
             "run": run.entry, "result": result.value, "objects": tally.objects, "differing": tally.differing,
             "repaired": tally.repaired, "unverified": tally.unverified,
         }  # fmt: skip
@@ -466,23 +362,23 @@ class FullBackup:
             fields["reason"] = reason
         if run.subjects:
             fields["found"] = "; ".join(run.subjects)
-        self._report(severity, "full backup ended", fields)
-        self._news()
+        self._report(severity, f"{self._purpose.words} ended", fields)
+        self.news()
 
-    async def _await_peer(self, run: _Run, within_s: float) -> None:
+    async def _await_peer(self, run: Going, within_s: float) -> None:
         if self.desk.connected:
             return
         run.phase = "waiting for the standby"
-        self._news()
+        self.news()
         if not await self.desk.until_connected(within_s):
             raise PeerUnreachable(
-                "cannot make a full backup",
+                f"cannot make a {self._purpose.words}",
                 reason=f"no standby answered within {within_s:g} s",
                 hint="`ha-sync status`",
             )
         run.phase = "comparing"
 
-    async def _examine(self, run: _Run, name: DatasetName) -> None:
+    async def _examine(self, run: Going, name: DatasetName) -> None:
         """One dataset, again and again until it is done or in vain."""
         known = run.state.datasets.get(name)
         if (known is not None and known.done is not None) or name in run.state.troubled:
@@ -493,7 +389,7 @@ class FullBackup:
         while True:
             run.turn_to(name, equal_until_unix_s=equal_until)
             before = run.part.cursor
-            self._news()
+            self.news()
             try:
                 examined = await self.host.examiner(name).examine(peer, run)
             except Retryable as error:
@@ -505,13 +401,15 @@ class FullBackup:
                 await asyncio.sleep(RETRY_S)
                 await self._await_peer(run, PEER_BACK_S)
             except HaSyncError as error:
+                if isinstance(error, Refused) and self._purpose.kind is Kind.STORAGE_SYNC:
+                    raise  # a storage is refused as a whole
                 await self._trouble(run, name, error)
                 return
             else:
                 await self._over(run, name, examined)
                 return
 
-    async def _over(self, run: _Run, name: DatasetName, examined: Examined) -> None:
+    async def _over(self, run: Going, name: DatasetName, examined: Examined) -> None:
         total = plus(run.before, examined)
         run.put(replace(run.part, done=total))
         run.live = NOTHING
@@ -520,9 +418,9 @@ class FullBackup:
         if clean and run.depth is Depth.CONTENT:
             self.runs.equal(run.entry, name, run.part.begun_unix_s)
         await self.store(run.state)
-        self._news()
+        self.news()
 
-    async def _trouble(self, run: _Run, name: DatasetName, error: HaSyncError) -> None:
+    async def _trouble(self, run: Going, name: DatasetName, error: HaSyncError) -> None:
         run.found(Finding(dataset=name, subject="", fault=Fault.UNVERIFIED, side=Side.ACTIVE, detail=error.sentence()))
         run.put(replace(run.part, so_far=plus(run.before, run.live)))
         run.live = NOTHING
@@ -539,7 +437,7 @@ class FullBackup:
         return self._standing_of(run, running=True)
 
     def _standing_of(
-        self, run: _Run, *, running: bool, result: Result | None = None, reason: str = "", exit_code: int = 0
+        self, run: Going, *, running: bool, result: Result | None = None, reason: str = "", exit_code: int = 0
     ) -> Standing:
         now = time.monotonic()
         done = run.meter.done(now=now)
@@ -563,11 +461,16 @@ class FullBackup:
         )
 
     @property
+    def _facts(self) -> dict[str, str]:
+        return dict(self._purpose.facts)
+
+    @property
     def running(self) -> bool:
         """Whether one goes on."""
         return self._run is not None
 
-    def _news(self) -> None:
+    def news(self) -> None:
+        """Whoever watches looks again."""
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 

@@ -25,7 +25,9 @@ from ha_sync.catalogue.tree import TYPE_FILE, Entry, key_of, path_of
 from ha_sync.config import TreeSettings
 from ha_sync.core.compare import RANGE_OBJECTS, Seen, digest_of, fault_between, merged, unlike
 from ha_sync.core.examine import Depth, Examined, Fault, Finding, Peer, Run, Side
+from ha_sync.core.representation import EVERYTHING, Holding, Names, refusal
 from ha_sync.errors import HaSyncError, ProtocolFault, Retryable
+from ha_sync.files.metadata import object_type
 
 AHEAD = 4
 """Ranges whose digests are asked for and not yet compared."""
@@ -76,6 +78,7 @@ class TreeWitness:
     def __init__(self, settings: TreeSettings) -> None:
         self._settings = settings
         self._look: TreeLook | None = None
+        self.holding = EVERYTHING  # what of an object is told
 
     def answer(self, question: bytes) -> Iterator[bytes]:
         """One chunk for a digest; entries in as many as they need."""
@@ -112,6 +115,8 @@ class TreeWitness:
         if self._look is None:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 self._look = TreeLook(self._settings, standby=True)
+        if self._look is not None:
+            self._look.holding = self.holding
         return self._look
 
     def rest(self) -> None:
@@ -166,18 +171,15 @@ class _Range:
     after: bytes | None
     items: list[Local]
     content_bytes: int
+    until: bytes  # its last key; empty: it is the rest of the tree
+    objects: int
     theirs: asyncio.Task[bytes]
     digest: bytes = b""
     seen: list[Seen] | None = None  # kept where the content was read
 
-    @property
-    def until(self) -> bytes:
-        """Its last key; empty: it is the rest of the tree."""
-        return self.items[-1][0] if self.items else b""
-
 
 @dataclass(frozen=True, slots=True)
-class _Pair:
+class Pair:
     """One object on both nodes."""
 
     active: Seen | None
@@ -205,31 +207,38 @@ class _Count:
 class TreeExaminer:
     """See ``core.examine.Examiner``. One examination at a time."""
 
-    def __init__(self, settings: TreeSettings, book: TreeBook) -> None:
+    def __init__(self, settings: TreeSettings, book: TreeBook, *, holding: Holding = EVERYTHING) -> None:
+        """``holding``: what both nodes' filesystems can hold."""
         self._settings = settings
         self._book = book
+        self._holding = holding
 
     async def examine(self, peer: Peer, run: Run) -> Examined:
         """Raises Retryable, or OperatorNeeded where a guard halted the dataset."""
         await run.replicated()
-        executor = quiet_executor(f"examine-{self._settings.name}")
-        try:
-            look = await _in(executor, lambda: TreeLook(self._settings, standby=False))
-        except (FileNotFoundError, NotADirectoryError) as error:
-            executor.shutdown(wait=False)
-            reason = error.strerror or ""
-            raise Retryable("cannot compare", subject=self._settings.path, reason=reason) from error
-        try:
-            return await _Examination(
-                self._settings, self._book, peer=peer, run=run, look=look, executor=executor
-            ).run()
-        finally:
-            # Behind whatever the thread does now: it must not lose its descriptors while it reads.
-            executor.submit(look.close)
-            executor.shutdown(wait=False)
+        async with looking(self._settings, self._holding) as (look, executor):
+            return await Examination(self._settings, self._book, peer=peer, run=run, look=look, executor=executor).run()
 
 
-class _Examination:
+@contextlib.asynccontextmanager
+async def looking(settings: TreeSettings, holding: Holding) -> AsyncIterator[tuple[TreeLook, Executor]]:
+    """The Active's own tree, and the thread in which it is read. Raises Retryable where there is none."""
+    executor = quiet_executor(f"examine-{settings.name}")
+    try:
+        look = await _in(executor, lambda: TreeLook(settings, standby=False))
+    except OSError as error:
+        executor.shutdown(wait=False)
+        raise Retryable("cannot compare", subject=settings.path, reason=error.strerror or "") from error
+    look.holding = holding
+    try:
+        yield look, executor
+    finally:
+        # Behind whatever the thread does now: it must not lose its descriptors while it reads.
+        executor.submit(look.close)
+        executor.shutdown(wait=False)
+
+
+class Examination:
     """One examination."""
 
     def __init__(
@@ -244,8 +253,10 @@ class _Examination:
         self._content = run.depth is Depth.CONTENT
         self._count = _Count()
         self._pending: deque[_Range] = deque()
+        self._names = Names()
 
     async def run(self) -> Examined:
+        """To its end, from the run's cursor."""
         cursor = self._run.cursor
         after = cursor[1:] if cursor else None
         self._run.expect(objects=self._book.expected(), content_bytes=0)
@@ -253,7 +264,7 @@ class _Examination:
         try:
             while True:
                 items = await self._thread(lambda at=after: self._look.cut(at, objects=objects))  # type: ignore[misc]
-                await self._begin(after, items)
+                await self._begin(after, await self._represented(items), until=items[-1][0] if items else b"")
                 if not items:
                     break
                 after = items[-1][0]
@@ -278,15 +289,36 @@ class _Examination:
     async def _thread(self, work: Callable[[], _T]) -> _T:
         return await _in(self._executor, work)
 
-    async def _begin(self, after: bytes | None, items: list[Local]) -> None:
+    async def _represented(self, items: list[Local]) -> list[Local]:
+        """Those that can lie on the other node; the rest is told, and never compared."""
+        holding = self._look.holding
+        if holding.complete:
+            return items
+        kept: list[Local] = []
+        for key, status in items:
+            path = path_of(key)
+            reason = refusal(path, object_type(status.st_mode), status.st_size, holding)
+            if not reason and holding.folds_case and path and (other := self._names.clash(path)):
+                reason = f"{holding.kind} folds case: {other} stands there"
+            if reason:
+                self._cannot_lie(path, reason)
+            else:
+                kept.append((key, status))
+        return kept
+
+    def _cannot_lie(self, path: bytes, reason: str) -> None:
+        self._count.unverified += 1
+        pair = Pair(Seen(key_of(path), TYPE_FILE), None)
+        self._run.found(self._finding(pair, Fault.UNVERIFIED, Side.ACTIVE, f"left out: {reason}"))
+
+    async def _begin(self, after: bytes | None, items: list[Local], *, until: bytes) -> None:
         """Asks, then reads the same range here."""
         size = _content_of(items) if self._content else 0
         await self._run.spend(size)
-        until = items[-1][0] if items else b""
         wanted = pb.TreeRange(from_root=after is None, after=after or b"", until=until)
         question = pb.TreeQuestion(digest=wanted, content=self._content)
         theirs = asyncio.create_task(self._digest(question), name="range of a tree")
-        this = _Range(after=after, items=items, content_bytes=size, theirs=theirs)
+        this = _Range(after=after, items=items, content_bytes=size, until=until, objects=len(items), theirs=theirs)
         self._pending.append(this)
         await asyncio.sleep(0)  # the question goes out first: both nodes read at once
 
@@ -305,7 +337,7 @@ class _Examination:
     async def _settle(self, this: _Range) -> None:
         if await this.theirs != this.digest:
             await self._differs(this)
-        objects = len(this.items)
+        objects = this.objects
         self._count.objects += objects
         self._count.content_bytes += this.content_bytes
         self._run.advance(objects=objects, content_bytes=this.content_bytes)
@@ -327,12 +359,21 @@ class _Examination:
             if more:
                 last = theirs[-1].key
                 end = next((at for at in range(start, len(seen)) if seen[at].key > last), end)
-            paths = tuple(_Pair(*pair).path for pair in merged(seen[start:end], theirs))
-            for at in range(0, len(paths), PATHS_MAX):
-                await self._judge(paths[at : at + PATHS_MAX])
+            await self._unequal(self._pairs(seen[start:end], theirs))
             if not more:
                 return
             after, start = theirs[-1].key, end
+
+    def _pairs(self, ours: list[Seen], theirs: list[Seen]) -> list[Pair]:
+        """What differs, and matters: what only the Standby of an add-only storage has is as it should be."""
+        pairs = [Pair(*pair) for pair in merged(ours, theirs)]
+        return [pair for pair in pairs if pair.active is not None] if self._settings.keeps_deleted else pairs
+
+    async def _unequal(self, pairs: list[Pair]) -> None:
+        """At the first look."""
+        paths = tuple(pair.path for pair in pairs)
+        for at in range(0, len(paths), PATHS_MAX):
+            await self._judge(paths[at : at + PATHS_MAX])
 
     async def _entries(self, question: pb.TreeQuestion) -> AsyncIterator[Seen]:
         async for chunk in self._peer.ask(question.SerializeToString()):
@@ -346,7 +387,7 @@ class _Examination:
         if not differing:
             return
         known = await self._book.remembered(tuple(pair.path for pair in differing))
-        findings: list[tuple[_Pair, Finding]] = []
+        findings: list[tuple[Pair, Finding]] = []
         for pair in differing:
             finding = await self._classified(pair, known.get(pair.path))
             if finding is not None:
@@ -361,7 +402,7 @@ class _Examination:
                 self._count.differing += 1
             self._run.found(replace(finding, repaired=mended))
 
-    async def _look_at(self, paths: tuple[bytes, ...]) -> dict[bytes, _Pair]:
+    async def _look_at(self, paths: tuple[bytes, ...]) -> dict[bytes, Pair]:
         """Both nodes' objects, their content included, where they differ."""
 
         items = await self._thread(lambda: list(self._look.at(paths)))
@@ -369,13 +410,12 @@ class _Examination:
         question = pb.TreeQuestion(paths=pb.TreePaths(paths=paths), content=True)
         ours = await self._thread(lambda: list(self._look.see(items, content=True)))
         theirs = [seen async for seen in self._entries(question)]
-        pairs = [_Pair(*pair) for pair in merged(ours, theirs)]
-        return {pair.path: pair for pair in pairs}
+        return {pair.path: pair for pair in self._pairs(ours, theirs)}
 
-    async def _still_differing(self, paths: tuple[bytes, ...]) -> list[_Pair]:
+    async def _still_differing(self, paths: tuple[bytes, ...]) -> list[Pair]:
         """What differs at rest: seen twice in the same way, with a barrier before each look."""
-        before: dict[bytes, _Pair] = {}
-        settled: list[_Pair] = []
+        before: dict[bytes, Pair] = {}
+        settled: list[Pair] = []
         for look in range(LOOKS):
             if look > 1:
                 await asyncio.sleep(PAUSE_S)  # a program that writes now and then shall be seen to do so
@@ -392,7 +432,7 @@ class _Examination:
         self._count.in_motion += len(paths)
         return settled
 
-    async def _classified(self, pair: _Pair, known: Entry | None) -> Finding | None:
+    async def _classified(self, pair: Pair, known: Entry | None) -> Finding | None:
         active, standby = pair.active, pair.standby
         fault, side, detail = fault_between(active, standby), Side.STANDBY, ""
         assert fault is not None
@@ -431,7 +471,7 @@ class _Examination:
             return Fault.ROTTEN, Side.STANDBY, "its size and times are as they were received"
         return Fault.CONTENT, Side.STANDBY, detail
 
-    def _finding(self, pair: _Pair, fault: Fault, side: Side, detail: str) -> Finding:
+    def _finding(self, pair: Pair, fault: Fault, side: Side, detail: str) -> Finding:
         return Finding(
             dataset=self._settings.name,
             subject=os.fsdecode(pair.path) or ".",
@@ -443,7 +483,7 @@ class _Examination:
 
     # ---- repair
 
-    async def _repair(self, findings: list[tuple[_Pair, Finding]]) -> frozenset[bytes]:
+    async def _repair(self, findings: list[tuple[Pair, Finding]]) -> frozenset[bytes]:
         """Sends again, and looks; returns what is equal now."""
         left = {pair.path: finding for pair, finding in findings}
         wanted = frozenset(left)
