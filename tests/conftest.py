@@ -44,17 +44,24 @@ def rows_of(item: pytest.Item) -> tuple[str, ...]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """Records what passed."""
+    """A report carries the rows that its test names."""
     report: pytest.TestReport = yield
+    report.user_properties.append(("req", rows_of(item)))
+    return report
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Records what passed; where tests run in several processes, the one that began them hears of all."""
     if report.when == "call" and report.passed:
         _count["passed"] += 1
-        for row in rows_of(item):
-            _passed[row].append(item.nodeid)
-    return report
+        for row in dict(report.user_properties).get("req", ()):
+            _passed[str(row)].append(report.nodeid)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Writes the record; a gate that failed before pytest began fails the run."""
+    if hasattr(session.config, "workerinput"):  # one of several processes
+        return
     if not session.config.option.collectonly:
         RECORD.parent.mkdir(exist_ok=True)
         RECORD.write_text(json.dumps({"tests": _count["passed"], "passed": _passed}, indent=1))
