@@ -14,6 +14,7 @@ import tomllib
 from ha_sync.config import place
 from ha_sync.config.dataset import parse_dataset
 from ha_sync.config.overlap import check_overlaps
+from ha_sync.config.ports import parse_api, parse_metrics
 from ha_sync.config.reading import Faults, Table
 from ha_sync.config.settings import (
     SOCKET_NAME,
@@ -49,6 +50,7 @@ def settings_of(values: dict[str, object], *, source: str) -> Settings:
     divergence = _divergence(top, faults)
     datasets = (*_datasets(top, faults), *_storages(top, faults))
     backup = _backup(top, faults)
+    metrics, api = parse_metrics(top, faults), parse_api(top, faults)
     notices = _console(top, faults)
     top.finish()
     check_overlaps(node, datasets, faults)
@@ -56,7 +58,16 @@ def settings_of(values: dict[str, object], *, source: str) -> Settings:
         raise ConfigFault(source, faults.lines())
     if not datasets:
         notices = (*notices, "no [[dataset]] is defined: nothing is replicated")
-    return Settings(node=node, stream=stream, backup=backup, divergence=divergence, datasets=datasets, notices=notices)
+    return Settings(
+        node=node,
+        stream=stream,
+        backup=backup,
+        divergence=divergence,
+        metrics=metrics,
+        api=api,
+        datasets=datasets,
+        notices=notices,
+    )
 
 
 def load_node(path: str) -> NodeSettings:

@@ -195,6 +195,24 @@ class BackupSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsSettings:
+    """``[metrics]``: for Prometheus, plain HTTP; nobody is asked who he is."""
+
+    listen: tuple[str, ...] = ()  # host:port; none: off
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiSettings:
+    """``[api]``: the gRPC API of both daemons over TLS; every client needs a certificate."""
+
+    listen: tuple[str, ...] = ()  # host:port; none: off
+    certificate: str = ""  # PEM files, by absolute path; read again when they change
+    key: str = ""
+    client_authority: str = ""  # who signs the clients' certificates
+    clients: tuple[str, ...] = ()  # common names that are let in; none: whoever the authority signed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All of ``sync.toml``."""
 
@@ -202,5 +220,7 @@ class Settings:
     stream: StreamSettings = field(default_factory=StreamSettings)
     backup: BackupSettings = field(default_factory=BackupSettings)
     divergence: DivergenceSettings = field(default_factory=DivergenceSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
+    api: ApiSettings = field(default_factory=ApiSettings)
     datasets: tuple[DatasetSettings, ...] = ()  # the storages too
     notices: tuple[str, ...] = ()  # accepted, but worth telling (settings of parts that do not run yet)
