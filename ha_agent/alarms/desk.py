@@ -195,6 +195,10 @@ class Desk:
         """What stands, or has only just ended; the oldest first."""
         return self._rules.alarms
 
+    def stands(self, alarm: Alarm) -> bool:
+        """As far as anybody knows: after a restart, until it should have been raised anew."""
+        return alarm.stands(self._clock())
+
     @property
     def left_out(self) -> int:
         """Alarms that there was no room for, since the last message."""

@@ -51,8 +51,8 @@ class Rules:
 
     def restore(self, alarms: Iterable[Alarm], *, now: float) -> None:
         """What an earlier run knew: it must be raised anew within ``RESTART_S``, what was not told yet still is."""
-        gone_at = now + max(0.0, RESTART_S - self._rates.clear_after_s)
         for alarm in list(alarms)[:ALARMS_MAX]:
+            gone_at = now + RESTART_S if alarm.gone_at is None else now
             self._put(replace(alarm, gone_at=gone_at, at=now, told_at=now))
             if alarm.pending:
                 self._await_flush(now)
@@ -66,7 +66,7 @@ class Rules:
         """Takes in what was seen."""
         known = self._alarms.get(seen.key)
         if seen.edge is Edge.CLEARED:
-            if known is not None and known.gone_at is None:
+            if known is not None and known.stands(now):
                 self._put(replace(known, gone_at=now, at=now))
             return
         gone_at = now if seen.edge is Edge.HAPPENED else None
@@ -123,13 +123,13 @@ class Rules:
             entries=tuple(entries[:ENTRIES_MAX]),
             more=max(0, len(entries) - ENTRIES_MAX),
             left_out=left_out,
-            standing=sum(alarm.gone_at is None for alarm in self._alarms.values()),
+            standing=sum(alarm.stands(now) for alarm in self._alarms.values()),
         )
 
     # ---- one alarm
 
     def _again(self, known: Alarm, seen: Seen, *, gone_at: float | None, now: float) -> None:
-        stands = known.gone_at is None and seen.edge is Edge.RAISED
+        stands = known.stands(now) and seen.edge is Edge.RAISED
         worse = RANK[seen.severity] > RANK[known.severity]
         alarm = replace(
             known,
@@ -191,7 +191,7 @@ class Rules:
             if not repeats or not self._repeated(alarm):
                 return None
             return Change.STANDS if alarm.gone_at is None else Change.HAPPENED if alarm.once else Change.OVER
-        if alarm.gone_at is None:
+        if alarm.gone_at is None or alarm.stands(now):
             return Change.RAISED
         if alarm.told is Told.STANDS:
             over = alarm.gone_at + self._rates.clear_after_s <= now

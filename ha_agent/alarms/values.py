@@ -57,13 +57,17 @@ class Alarm:
     once: bool  # it happened; nobody will say that it ended
     count: int = 1  # how often it was raised, or happened
     fields: Mapping[str, str] = field(default_factory=dict)
-    gone_at: float | None = None  # since when it does not stand any more
+    gone_at: float | None = None  # since when it does not stand any more; to come: unless it is raised until then
     pending: bool = False  # the targets are to be told of it
     told: Told = Told.NOTHING
     told_count: int = 0
     told_at: float = 0.0
     told_unix_s: float | None = None
     at: float = 0.0  # when it was seen last
+
+    def stands(self, now: float) -> bool:
+        """As far as anybody knows."""
+        return not self.once and (self.gone_at is None or self.gone_at > now)
 
 
 class Change(enum.Enum):

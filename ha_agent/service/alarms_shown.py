@@ -12,7 +12,9 @@ from ha_proto.agent.v1 import agent_pb2 as pb
 def alarms_of(desk: Desk) -> pb.ListAlarmsResponse:
     """Everything."""
     return pb.ListAlarmsResponse(
-        alarms=[_alarm(alarm) for alarm in desk.alarms], targets=targets_of(desk), left_out=desk.left_out
+        alarms=[_alarm(alarm, stands=desk.stands(alarm)) for alarm in desk.alarms],
+        targets=targets_of(desk),
+        left_out=desk.left_out,
     )
 
 
@@ -47,8 +49,8 @@ def tested_of(tested: Tested) -> pb.TestResult:
     )
 
 
-def _alarm(alarm: Alarm) -> pb.AlarmRecord:
-    state = "stands" if alarm.gone_at is None else "happened" if alarm.once else "gone"
+def _alarm(alarm: Alarm, *, stands: bool) -> pb.AlarmRecord:
+    state = "stands" if stands else "happened" if alarm.once else "gone"
     return pb.AlarmRecord(
         severity=alarm.severity.value,
         what=alarm.key.what,

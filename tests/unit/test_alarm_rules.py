@@ -194,9 +194,22 @@ def test_a_restart_neither_repeats_what_was_told_nor_forgets_what_was_not() -> N
     for clear_after_s in (0, 60):
         after = Play(replace(RATES, clear_after_s=clear_after_s))
         after.rules.restore(before.rules.alarms, now=0.0)
-        after.at(3, raised("a"), raised("c"))
+        after.at(3, raised("a"))
+        after.at(10, raised("c"))  # who finds it again may be later than the message
         after.at(1000)
-        assert after.told == [(5, [("raised", "c", 2)]), (60, [("cleared", "b", 1)])]
+        assert after.told == [(5, [("raised", "c", 1)]), (60 + clear_after_s, [("cleared", "b", 1)])]
+        assert [(alarm.key.what, alarm.count) for alarm in after.rules.alarms] == [("a", 1), ("c", 1)]
+
+
+@R32
+def test_what_had_ended_before_a_restart_does_not_stand_after_it() -> None:
+    before = Play()
+    before.at(0, raised("a"))
+    before.at(10, cleared("a"))
+    after = Play()
+    after.rules.restore(before.rules.alarms, now=0.0)
+    after.at(1000)
+    assert after.told == [(60, [("cleared", "a", 1)])]
 
 
 # ---- meaning
