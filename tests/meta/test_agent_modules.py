@@ -21,6 +21,11 @@ HEAVY = (
     "decimal",
     "multiprocessing",
     "unittest",
+    "smtplib",
+    "http.client",
+    "email.message",
+    "ha_agent.alarms.mail",
+    "ha_agent.alarms.webhook",
     "ha_sync",
 )
 LIST_WHAT_IS_LOADED = """

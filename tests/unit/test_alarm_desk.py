@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,8 +189,18 @@ async def test_a_role_is_reported_once_for_each_epoch_whatever_is_restarted(
         office.desk.know(FACTS)
         office.desk.serving(2, "resumed")
         office.desk.serving(4, "planned")
-        reports = await office.until(2, "report")
-    assert [(one["epoch"], one["sequence"], one["cause"]) for one in reports] == [(2, 1, "election"), (4, 2, "planned")]
+        await office.until(2, "report")
+    replaced = replace(FACTS, peer=replace(FACTS.peer, mac="02:00:00:00:00:09"))
+    async with at_work(tmp_path, delivered) as office:  # another node in the place of the peer; nobody has switched
+        office.desk.know(replaced)
+        office.desk.serving(4, "resumed")
+        reports = await office.until(3, "report")
+    assert [(one["epoch"], one["sequence"], one["cause"]) for one in reports] == [
+        (2, 1, "election"),
+        (4, 2, "planned"),
+        (4, 3, "resumed"),
+    ]
+    assert reports[2]["nodes"][1]["mac"] == "02:00:00:00:00:09"
 
 
 # ---- the chronicle
