@@ -40,7 +40,10 @@ def _words(failed: Exception) -> str:
     if code is not None:
         text = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
         return f"{code} {' '.join(text.split())}"
-    return f"{type(failed).__name__}: {failed}" if str(failed) else type(failed).__name__
+    if isinstance(failed, OSError) and failed.filename is None and type(failed).__module__ == "builtins":
+        return failed.strerror or str(failed)
+    spoken = isinstance(failed, (OSError, ValueError)) and str(failed)  # sentences; others need their kind beside them
+    return spoken or f"{type(failed).__name__}: {failed}"
 
 
 if __name__ == "__main__":
