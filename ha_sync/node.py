@@ -375,7 +375,7 @@ class Node:
             outlet=self._outlet,
             write=write,
             acknowledged=self._on_acknowledged,
-            full_syncs=self._full_syncs,
+            full_syncs=self._full_syncs if endpoint.settings.essential else None,
         )
         endpoint.subscriber_at = peer_at
         task = endpoint.publishing = asyncio.create_task(publisher.serve(subscribe, messages))
@@ -497,6 +497,7 @@ class Node:
                 absent=self._is_absent(self._endpoints[item.settings.name]),
             )
             for item in self.datasets()
+            if item.settings.essential
         )
         return standing_of(found, role=self.role, epoch=self.epoch, served=self.served, founder=founder)
 
@@ -516,7 +517,9 @@ class Node:
     def _sources(self, names: tuple[str, ...]) -> list[tuple[DatasetName, Source]]:
         for name in names:
             self._named(name)
-        chosen = [item for item in self._endpoints.values() if not names or item.settings.name in names]
+        chosen = [
+            item for item in self._endpoints.values() if item.settings.name in names or (not names and _counts(item))
+        ]
         for endpoint in chosen:
             if endpoint.source is None:
                 raise Retryable("cannot wait for", subject=endpoint.settings.name, reason=endpoint.fault or "starting")
@@ -632,3 +635,11 @@ def _covers(acknowledged: Position | None, target: Position) -> bool:
     if target.sequence == 0:
         return True
     return acknowledged is not None and acknowledged.resumes(target) and acknowledged.sequence >= target.sequence
+
+
+def _counts(endpoint: _Endpoint) -> bool:
+    """Whether a barrier waits for it: for a storage only while it flows, since its medium may be pulled out."""
+    source = endpoint.source
+    return endpoint.settings.essential or (
+        source is not None and endpoint.publishing is not None and source.report().state is DatasetState.STREAMING
+    )

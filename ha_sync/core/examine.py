@@ -116,6 +116,9 @@ class Run(Protocol):
     async def replicated(self) -> None:
         """The barrier of this dataset: everything that was captured before is durable on the Standby."""
 
+    def sending(self, *, objects: int, content_bytes: int) -> None:
+        """So much more was sent that is looked at afterwards (progress)."""
+
     def in_phase(self, words: str) -> None:
         """What is being done now, for people; a run begins with ``comparing``."""
 

@@ -27,6 +27,7 @@ from ha_sync.service.logbook import Logbook, list_findings, list_runs
 from ha_sync.service.packages import Packages
 from ha_sync.service.peer import PeerLink, PeerWatch
 from ha_sync.service.status_map import Context, streaming, unary
+from ha_sync.service.storages import Storages
 
 # ruff: noqa: N802 - methods are named as in the protocol
 
@@ -50,6 +51,7 @@ class Parts:
     divergences: Divergences
     began: float  # monotonic
     packages: Packages
+    storages: Storages
     by_hand: bool  # the role is given by hand, not by an agent
 
 
@@ -233,6 +235,36 @@ class ControlServicer(control_pb2_grpc.ControlServiceServicer):
     ) -> pb.DiscardDivergenceResponse:
         """Removes it for good."""
         return await self._parts.divergences.discard(request)
+
+    @unary
+    async def ListStorages(self, request: pb.ListStoragesRequest, _context: Context) -> pb.ListStoragesResponse:
+        """Both nodes side by side."""
+        return await self._parts.storages.listed(request)
+
+    @streaming
+    async def PlanStorage(self, request: pb.PlanStorageRequest, _context: Context) -> AsyncIterator[pb.StoragePlan]:
+        """What a sync would do."""
+        async with contextlib.aclosing(self._parts.storages.plan(request)) as plans:
+            async for plan in plans:
+                yield plan
+
+    @unary
+    async def SyncStorage(self, request: pb.SyncStorageRequest, _context: Context) -> pb.SyncStorageResponse:
+        """Begins syncs, or joins those that go on."""
+        return await self._parts.storages.sync(request)
+
+    @streaming
+    async def WatchStorage(
+        self, request: pb.WatchStorageRequest, _context: Context
+    ) -> AsyncIterator[pb.StorageProgress]:
+        """The progress of one."""
+        async for progress in self._parts.storages.watch(request):
+            yield progress
+
+    @unary
+    async def ControlStorage(self, request: pb.ControlStorageRequest, _context: Context) -> pb.StorageProgress:
+        """Pause, resume, cancel."""
+        return await self._parts.storages.control(request)
 
     # ---- status
 

@@ -44,7 +44,9 @@ from ha_sync.service.life import Life
 from ha_sync.service.logbook import open_logbook
 from ha_sync.service.packages import PackageParts, Packages
 from ha_sync.service.peer import STREAM_OPTIONS, PeerLink, PeerWatch
+from ha_sync.service.ports import open_ports
 from ha_sync.service.replication import ReplicationServicer
+from ha_sync.service.storages import Storages
 from ha_sync.service.tidings import Tidings, Trouble, troubles_of
 
 log = logging.getLogger(__name__)
@@ -103,6 +105,14 @@ class _Engine:
             report=self._report,
             membership=self._membership,
         )
+        self._storages = Storages(
+            self._node,
+            link=self._link,
+            desk=self._full_backups.desk,
+            runs=self._logbook.storage,
+            report=self._report,
+            membership=self._membership,
+        )
         self._divergences = Divergences(
             self._node,
             link=self._link,
@@ -151,12 +161,13 @@ class _Engine:
         last = self._full_backups.runner.standing()
         if not last.running:
             self._backup = (last.result, last.reason)
-        return troubles_of(
+        troubles = troubles_of(
             datasets,
             unreached=self._unreached(datasets),
             backup=self._backup,
             divergences=self._divergences.merger.notices,
         )
+        return (*troubles, *self._storages.troubles())
 
     def _unreached(self, datasets: list[DatasetStatus]) -> str:
         """Why the other node's engine, which there is, is not reached."""
@@ -185,7 +196,8 @@ class _Engine:
         try:
             await self._packages.recover()
             await self._divergences.recover()
-            async with self._control_server(), asyncio.TaskGroup() as tasks:
+            ports = open_ports(self._settings, self._refusals)
+            async with self._control_server(), ports, asyncio.TaskGroup() as tasks:
                 if identity_exists(self._settings.node.state_dir):
                     await self._join_pair(tasks)
                 else:
@@ -200,6 +212,7 @@ class _Engine:
                     await self._follow_agent(tasks)
                 tasks.create_task(self._full_backups.run())
                 tasks.create_task(self._divergences.run())
+                tasks.create_task(self._storages.run())
         except* Dissolved:
             log.info("the pair is dissolved: this engine ends, the next one belongs to none")
         finally:
@@ -246,9 +259,8 @@ class _Engine:
             dissolved=lambda: self._life.dissolved,
         )
         merges = self._divergences.handler(gate, membership=self._membership)
-        server.add_generic_rpc_handlers(
-            (replication.handler(), self._full_backups.handler(gate), merges, self._life.handler(gate))
-        )
+        bulk = (self._full_backups.handler(gate), self._storages.handler(gate))
+        server.add_generic_rpc_handlers((replication.handler(), *bulk, merges, self._life.handler(gate)))
         pairing_pb2_grpc.add_PairingServiceServicer_to_server(  # type: ignore[no-untyped-call]
             PairingServicer(
                 keyring,
@@ -293,6 +305,7 @@ class _Engine:
                 divergences=self._divergences,
                 began=self._began,
                 packages=self._packages,
+                storages=self._storages,
                 by_hand=self._by_hand,
             )
         )

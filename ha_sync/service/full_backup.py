@@ -24,6 +24,7 @@ from ha_sync.backup.full.desk import Desk
 from ha_sync.backup.full.memory import Memory
 from ha_sync.backup.full.pages import PagesExaminer, PagesWitness
 from ha_sync.backup.full.runner import FullBackup, Standing
+from ha_sync.backup.full.storages import StorageWitness
 from ha_sync.backup.full.trees import TreeExaminer, TreeWitness
 from ha_sync.backup.rows import RowsExaminer, RowsWitness
 from ha_sync.capture.database import DatabaseSource
@@ -77,7 +78,7 @@ class _Host:
         return {
             item.settings.name: dict(item.report.counts).get("entries", 0)
             for item in self._node.datasets()
-            if not item.report.absent
+            if not item.report.absent and item.settings.essential
         }
 
     def examiner(self, name: DatasetName) -> Examiner:
@@ -96,7 +97,7 @@ class _Host:
         if sink is None:
             raise Retryable("cannot answer about", subject=name, reason="its copy is not open")
         if isinstance(settings, TreeSettings):
-            return TreeWitness(settings)
+            return StorageWitness(settings) if settings.storage is not None else TreeWitness(settings)
         assert isinstance(sink, DatabaseSink), sink
         way = sink.way
         if isinstance(way, PagesSink):
@@ -230,7 +231,7 @@ class FullBackups:
     async def watch(self, request: control_pb.WatchFullBackupRequest) -> AsyncIterator[control_pb.FullBackupProgress]:
         """See the protocol."""
         async for standing in self.runner.watch(request.run):
-            yield _progress(standing)
+            yield progress_of(standing)
 
     async def control(self, request: control_pb.ControlFullBackupRequest) -> control_pb.ControlFullBackupResponse:
         """Pause, resume, cancel."""
@@ -247,10 +248,11 @@ class FullBackups:
 
     def progress(self) -> control_pb.FullBackupProgress:
         """Now."""
-        return _progress(self.runner.standing())
+        return progress_of(self.runner.standing())
 
 
-def _progress(now: Standing) -> control_pb.FullBackupProgress:
+def progress_of(now: Standing) -> control_pb.FullBackupProgress:
+    """For the protocol."""
     message = control_pb.FullBackupProgress(
         state="backing up" if now.running else "idle",
         run=now.run,

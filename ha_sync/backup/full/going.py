@@ -49,7 +49,7 @@ class Going:
         self.ending = False
         self.active_side = 0  # faults of this node: never repaired by us
         self.subjects: list[str] = []
-        self.wire_before = owner.desk.wire_bytes
+        self.wire_before = owner.wire_bytes
         self._allowed_at = 0.0
         self._stored_at = float("-inf")
         self._equal_until: float | None = None
@@ -102,6 +102,10 @@ class Going:
     async def replicated(self) -> None:
         """The barrier."""
         await self._owner.host.replicated(self.name)
+
+    def sending(self, *, objects: int, content_bytes: int) -> None:
+        """Progress alone: these are looked at afterwards."""
+        self.meter.advance(self.name, objects=objects, content_bytes=content_bytes, now=time.monotonic())
 
     def in_phase(self, words: str) -> None:
         """For people."""

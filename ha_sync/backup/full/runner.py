@@ -80,6 +80,7 @@ class Purpose:
     announced: bool = True  # the Standby hears of each
     hint: str = "on both nodes' cron: `ha-sync full-backup --if-active`"
     facts: tuple[tuple[str, str], ...] = ()  # for the log
+    sent: Callable[[], int] = int  # bytes of the stream that a run has to answer for, since the engine's start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +147,8 @@ class FullBackup:
         self._forgetful = False  # the disk does not take our state
         self._times = times or Times()
         self._began = time.monotonic()
-        desk.begun_unix_s = memory.now.last_begun_unix_s
+        if self._purpose.announced:
+            desk.begun_unix_s = memory.now.last_begun_unix_s
 
     # ---- life
 
@@ -344,7 +346,7 @@ class FullBackup:
                 repaired=tally.repaired,
                 unverified=tally.unverified,
                 bytes_read=tally.content_bytes,
-                bytes_sent=self.desk.wire_bytes - run.wire_before,
+                bytes_sent=self.wire_bytes - run.wire_before,
             ),
             error=reason if result is not Result.CANCELLED else "",
             reason=reason if result is Result.CANCELLED else "",
@@ -457,8 +459,13 @@ class FullBackup:
             reason=reason,
             elapsed_s=now - run.began,
             next_unix_s=self._next_unix_s,
-            wire_bytes=self.desk.wire_bytes - run.wire_before,
+            wire_bytes=self.wire_bytes - run.wire_before,
         )
+
+    @property
+    def wire_bytes(self) -> int:
+        """Sent and received for runs since the engine's start."""
+        return self.desk.wire_bytes + self._purpose.sent()
 
     @property
     def _facts(self) -> dict[str, str]:

@@ -160,6 +160,9 @@ class _Looks:
     def in_phase(self, words: str) -> None:
         pass
 
+    def sending(self, *, objects: int, content_bytes: int) -> None:
+        pass
+
     async def reached(self, cursor: bytes) -> None:
         pass
 

@@ -87,6 +87,7 @@ class TreeSource:
         self._next_look = 0.0
         self._linked_at = math.inf  # when the other names of hard links are looked for
         self._linked_last = -math.inf
+        self.sent_bytes = 0
 
     # ---- life
 
@@ -354,17 +355,23 @@ class TreeSource:
     # ---- a storage
 
     @property
-    def terms(self) -> Terms:
-        """On what terms it is sent."""
-        return self.worker.terms
+    def terms(self) -> Terms | None:
+        """On what terms it is sent; None: not open."""
+        return self._made.terms if self._made is not None else None
 
     async def admit(self, *, admitted: bool) -> None:
         """An operator asked for the first sync, or ended it."""
         await self.run(lambda: self.worker.terms.admit(admitted))
         self.rouse()
 
+    @property
+    def in_full_sync(self) -> bool:
+        """Whether the Standby has not everything once."""
+        return self.worker.journal.synced_at is None
+
     def pause_after(self, size: int) -> float:
-        """Seconds before the next frame."""
+        """Seconds before the next frame, after one of this size was sent."""
+        self.sent_bytes += size
         storage = self._settings.storage
         return size / (storage.rate_mib_per_s * 1024 * 1024) if storage is not None and storage.rate_mib_per_s else 0.0
 
