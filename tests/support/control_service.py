@@ -66,6 +66,7 @@ class FakeEngine(Scripted, control_pb2_grpc.ControlServiceServicer):
     WaitReplicated = unary("WaitReplicated")
     SetRole = unary("SetRole")
     Resume = unary("Resume")
+    ListDivergences = unary("ListDivergences")
     Attach = unary("Attach")
     Detach = unary("Detach")
     ExportPackage = streaming("ExportPackage")
