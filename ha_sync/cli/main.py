@@ -40,6 +40,7 @@ VERBS: Final = {
     "settings": "ha_sync.cli.settings",
     "single": "ha_sync.cli.single",
     "status": "ha_sync.cli.status",
+    "storage": "ha_sync.cli.storage",
     "switch": "ha_sync.cli.switch",
     "upgrade": "ha_sync.cli.upgrade",
     "upgrade-plan": "ha_sync.cli.upgrade_plan",
