@@ -148,7 +148,7 @@ class _Files:
         return None
 
 
-class _Admission(grpc.aio.ServerInterceptor[Any, Any]):
+class _Admission(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its stubs alone
     """Lets in whom ``clients`` names. TLS has proved that the certificate is the authority's."""
 
     def __init__(self, clients: Sequence[str], refusals: Refusals) -> None:
@@ -194,7 +194,7 @@ class _Admission(grpc.aio.ServerInterceptor[Any, Any]):
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, reason)
 
 
-class _Forward(grpc.GenericRpcHandler[Any, Any]):
+class _Forward(grpc.GenericRpcHandler):  # type: ignore[type-arg]
     """Hands calls on. Every kind of call is one of streams, on the wire."""
 
     def __init__(self, channels: Channels) -> None:

@@ -20,6 +20,7 @@ HEAVY = (
     "dateutil",
     "decimal",
     "multiprocessing",
+    "prometheus_client",
     "unittest",
     "smtplib",
     "http.client",
