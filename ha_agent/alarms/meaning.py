@@ -43,6 +43,7 @@ SUBJECT_OF = {
     SWITCH_ENDED: "epoch",
     REFUSED: "peer",
     "a path to the other node does not work": "path",
+    "a storage cannot be used": "storage",
     "divergence saved: the other node never got this": "id",
     "divergence does not fit: part of it is not kept": "id",
 }
