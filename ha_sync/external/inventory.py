@@ -71,40 +71,15 @@ class Inventory:
         return tuple(await asyncio.gather(*(self._look_at(one, mounts) for one in self._settings)))
 
     async def _look_at(self, settings: TreeSettings, mounts: tuple[Mount, ...]) -> Found:
-        assert settings.storage is not None, settings.name
-        found = Found(
-            name=settings.name,
-            medium=settings.storage.medium.value,
-            mode=settings.storage.mode.value,
-            path=settings.path,
-        )
-        mount = mounted_at(settings.path, mounts)
+        mount, found = await asyncio.to_thread(_from_table, settings, mounts)
         if mount is None:
-            return replace(found, trouble="nothing is mounted there")
-        uuid = await asyncio.to_thread(_uuid_of, mount)
-        found = replace(
-            found,
-            mounted=True,
-            filesystem=mount.kind,
-            source=mount.source,
-            uuid=uuid,
-            read_only=mount.read_only,
-        )
+            return found
         try:
-            touched = await self._touch(settings)
+            return _with(found, await self._touch(settings))
         except TimeoutError:
             return replace(found, trouble=f"no answer within {self._deadline_s:g} s")
         except OSError as error:
             return replace(found, trouble=error.strerror or str(error))
-        return replace(
-            found,
-            uuid=uuid or f"{touched.fsid:016x}",
-            identity=touched.identity,
-            size_bytes=touched.size_bytes,
-            free_bytes=touched.free_bytes,
-            free_files=touched.free_files,
-            read_only=touched.read_only or mount.read_only,
-        )
 
     async def _touch(self, settings: TreeSettings) -> _Touched:
         asked = self._asked.get(settings.name)
@@ -120,6 +95,50 @@ class Inventory:
         """Ends the threads that can end."""
         for thread in self._threads.values():
             thread.shutdown(wait=False, cancel_futures=True)
+
+
+def look_now(settings: TreeSettings) -> Found:
+    """One storage, blocking for as long as its filesystem likes."""
+    mount, found = _from_table(settings, table())
+    if mount is None:
+        return found
+    try:
+        return _with(found, touch(settings.path))
+    except OSError as error:
+        return replace(found, trouble=error.strerror or str(error))
+
+
+def _from_table(settings: TreeSettings, mounts: tuple[Mount, ...]) -> tuple[Mount | None, Found]:
+    assert settings.storage is not None, settings.name
+    found = Found(
+        name=settings.name,
+        medium=settings.storage.medium.value,
+        mode=settings.storage.mode.value,
+        path=settings.path,
+    )
+    mount = mounted_at(settings.path, mounts)
+    if mount is None:
+        return None, replace(found, trouble="nothing is mounted there")
+    return mount, replace(
+        found,
+        mounted=True,
+        filesystem=mount.kind,
+        source=mount.source,
+        uuid=_uuid_of(mount),
+        read_only=mount.read_only,
+    )
+
+
+def _with(found: Found, touched: _Touched) -> Found:
+    return replace(
+        found,
+        uuid=found.uuid or f"{touched.fsid:016x}",
+        identity=touched.identity,
+        size_bytes=touched.size_bytes,
+        free_bytes=touched.free_bytes,
+        free_files=touched.free_files,
+        read_only=touched.read_only or found.read_only,
+    )
 
 
 def touch(path: str) -> _Touched:

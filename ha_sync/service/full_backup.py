@@ -35,11 +35,13 @@ from ha_sync.core.dataset import DatasetName, Report, Role
 from ha_sync.core.examine import Depth, Examiner, Witness
 from ha_sync.core.position import Epoch
 from ha_sync.errors import ConfigFault, Fenced, HaSyncError, ProtocolFault, Retryable, WrongState
+from ha_sync.external.inventory import look_now
 from ha_sync.logs.runs import RunLog, Trigger
 from ha_sync.node import Membership, Node
 from ha_sync.pairing.gate import Gate
 from ha_sync.service.peer import PeerLink
 from ha_sync.service.status_map import Context, abort
+from ha_sync.service.storage_wire import found_to_wire
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +99,9 @@ class _Host:
         if sink is None:
             raise Retryable("cannot answer about", subject=name, reason="its copy is not open")
         if isinstance(settings, TreeSettings):
-            return StorageWitness(settings) if settings.storage is not None else TreeWitness(settings)
+            if settings.storage is not None:
+                return StorageWitness(settings, lambda: found_to_wire(look_now(settings)).SerializeToString())
+            return TreeWitness(settings)
         assert isinstance(sink, DatabaseSink), sink
         way = sink.way
         if isinstance(way, PagesSink):

@@ -8,10 +8,11 @@ the Active from what both told last. Seconds are monotonic.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
@@ -27,7 +28,7 @@ from ha_sync.capture.tree import TreeSource
 from ha_sync.config import BackupSettings, TreeSettings
 from ha_sync.core.dataset import DatasetName, Report, Role
 from ha_sync.core.examine import Depth, Examined, Examiner, Peer, Run
-from ha_sync.errors import ConfigFault, HaSyncError, PeerUnreachable, Refused, WrongState
+from ha_sync.errors import ConfigFault, HaSyncError, PeerUnreachable, Refused, Retryable, WrongState
 from ha_sync.external.fitting import Both, lacks_room, mismatches, refusal, side_by_side, unlike
 from ha_sync.external.inventory import Found, Inventory
 from ha_sync.external.syncing import Needed, StorageSync
@@ -38,6 +39,7 @@ from ha_sync.service.full_backup import progress_of
 from ha_sync.service.peer import PeerLink
 from ha_sync.service.status_map import Context, abort
 from ha_sync.service.storage_stream import Host, Stream
+from ha_sync.service.storage_wire import found_from_wire, found_to_wire
 from ha_sync.service.tidings import Trouble
 
 SERVICE = "ha_proto.sync.v1.StorageService"
@@ -158,11 +160,11 @@ class Storages:
 
     def _mine(self, membership: Membership) -> pb.StorageExchange:
         return pb.StorageExchange(
-            cluster_id=membership.cluster_id, node_id=membership.node_id, storages=map(_to_wire, self._here)
+            cluster_id=membership.cluster_id, node_id=membership.node_id, storages=map(found_to_wire, self._here)
         )
 
     def _heard(self, message: pb.StorageExchange) -> None:
-        self._there = _Told(found=tuple(map(_from_wire, message.storages)), at=time.monotonic())
+        self._there = _Told(found=tuple(map(found_from_wire, message.storages)), at=time.monotonic())
         news, self._news = self._news, asyncio.Event()
         news.set()
 
@@ -233,23 +235,39 @@ class Storages:
     def _kinds(self, name: str) -> tuple[str, ...]:
         return self._pair(name).kinds
 
-    async def _fresh(self) -> None:
-        """What both nodes have now. Raises PeerUnreachable."""
+    async def _fresh(self, names: Iterable[str]) -> None:
+        """What both nodes have, and of these what it is now. Raises PeerUnreachable."""
         self._here = await self._inventory.look()
-        if self._there is None or time.monotonic() - self._there.at > EXCHANGE_S:
+        if self._there is None or time.monotonic() - self._there.at > FRESH_S:
             news = self._news
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FRESH_S):
                     await news.wait()
-            except TimeoutError:
-                pass
-        if self._there is None or time.monotonic() - self._there.at > FRESH_S:
+        told = self._there
+        if told is None or time.monotonic() - told.at > FRESH_S or not await self._desk.until_connected(FRESH_S):
             raise PeerUnreachable(
                 "cannot synchronise storages",
                 reason="the other node does not tell what it has",
                 hint="`ha-sync status`",
             )
+        known = {one.name for one in told.found} & set(names)
+        now = {one.name: one for one in await asyncio.gather(*map(self._asked, known))}
+        self._there = replace(told, found=tuple(now.get(one.name, one) for one in told.found))
         self._withhold_shared()
+
+    async def _asked(self, name: str) -> Found:
+        """The other node's storage now."""
+        before = next(one for one in self._there.found if one.name == name) if self._there else None
+        assert before is not None
+        question = pb.StorageQuestion(found=True).SerializeToString()
+        try:
+            async with asyncio.timeout(CALL_S):
+                chunks = [chunk async for chunk in self._desk.ask(DatasetName(name), question)]
+        except TimeoutError:
+            return replace(before, trouble=f"no answer within {CALL_S:g} s")
+        except Retryable as error:
+            return replace(before, trouble=error.reason or "no answer")
+        return found_from_wire(pb.FoundStorage.FromString(b"".join(chunks)))
 
     async def _plan(
         self, name: DatasetName, peer: Peer, *, told: Callable[[Plan], None] = lambda _: None, run: Run | None = None
@@ -259,7 +277,7 @@ class Storages:
 
     async def _needed(self, name: DatasetName, peer: Peer, run: Run) -> Needed:
         """Raises Refused: nothing of it was sent yet."""
-        await self._fresh()
+        await self._fresh((name,))
         if reason := refusal(self._pair(name)):
             raise Refused("will not synchronise", subject=name, reason=reason)
         plan = await self._plan(name, peer, run=run)
@@ -283,8 +301,8 @@ class Storages:
             answer.storages.append(
                 control_pb.StoragePair(
                     name=pair.name,
-                    here=_to_wire(pair.here) if pair.here else None,
-                    there=_to_wire(pair.there) if pair.there else None,
+                    here=found_to_wire(pair.here) if pair.here else None,
+                    there=found_to_wire(pair.there) if pair.there else None,
                     state=report.state.value if report else "",
                     reason=report.reason if report else "",
                     synced=self._is_synced(pair.name),
@@ -309,7 +327,7 @@ class Storages:
         """What a sync would do; changes nothing."""
         self._must_be_active()
         name = self._named(request.name)
-        await self._fresh()
+        await self._fresh((name,))
         reason = refusal(self._pair(name))
         if reason:
             yield control_pb.StoragePlan(name=name, complete=True, refusal=reason)
@@ -366,7 +384,7 @@ class Storages:
             raise WrongState("cannot synchronise", reason="no [[storage]] is configured")
         left_out: list[str] = []
         if not all(self._runners[name].running for name in names):
-            await self._fresh()
+            await self._fresh(names)
             names, left_out = self._fitting(names, every=not request.names, allow=request.allow_mismatch)
         answer = control_pb.SyncStorageResponse(left_out=left_out)
         for name in names:
@@ -440,13 +458,3 @@ class _Comparing:
 
 
 STORAGES_MAX = 64
-_FIELDS = tuple(Found.__slots__)
-
-
-def _to_wire(found: Found) -> pb.FoundStorage:
-    fields: dict[str, Any] = {name: getattr(found, name) for name in _FIELDS}
-    return pb.FoundStorage(**fields)
-
-
-def _from_wire(message: pb.FoundStorage) -> Found:
-    return Found(**{name: getattr(message, name) for name in _FIELDS})

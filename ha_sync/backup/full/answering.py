@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 PROTOCOL = 1
 QUESTIONS_MAX = 16
 REST_S = 30.0
+LATE_S = 5.0
+"""A question is no older than this while the Active's full backup goes on, but for a pause of it."""
+
 RETRY_MIN_S = 0.1
 RETRY_MAX_S = 2.0
 ROLE_LOOK_S = 1.0
@@ -102,6 +105,14 @@ class Answerer:
         self._noted = noted
         self._desks: dict[str, _Desk] = {}
         self._reason = ""
+
+    @property
+    def answering(self) -> str:
+        """The dataset that the Active asked about of late; "" where it asks nothing."""
+        newest = max(self._desks.items(), key=lambda item: item[1].asked_at, default=None)
+        if newest is None or time.monotonic() - newest[1].asked_at > LATE_S:
+            return ""
+        return newest[0]
 
     async def run(self) -> None:
         """Until cancelled."""

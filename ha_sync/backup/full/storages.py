@@ -48,6 +48,11 @@ class StoragePeer:
 class StorageWitness(TreeWitness):
     """Answers as far as both can hold."""
 
+    def __init__(self, settings: TreeSettings, found: Callable[[], bytes]) -> None:
+        """``found`` gives the storage as it is now, for the wire; may block for as long as its filesystem does."""
+        super().__init__(settings)
+        self._found = found
+
     def answer(self, question: bytes) -> Iterator[bytes]:
         """See ``core.examine.Witness``."""
         try:
@@ -56,6 +61,9 @@ class StorageWitness(TreeWitness):
             raise ProtocolFault("cannot read a question about a storage", reason=str(error)) from error
         if len(asked.filesystems) > KINDS_MAX:
             raise ProtocolFault("refused a question about a storage", reason="it names too many filesystems")
+        if asked.found:
+            yield self._found()
+            return
         self.holding = holding_of_both(asked.filesystems)
         yield from super().answer(asked.tree)
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eha_proto/sync/v1/storage.proto\x12\x10ha_proto.sync.v1\"h\n\x0fStorageExchange\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x30\n\x08storages\x18\x03 \x03(\x0b\x32\x1e.ha_proto.sync.v1.FoundStorage\"\xfd\x01\n\x0c\x46oundStorage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06medium\x18\x02 \x01(\t\x12\x0c\n\x04mode\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x0f\n\x07mounted\x18\x05 \x01(\x08\x12\x12\n\nfilesystem\x18\x06 \x01(\t\x12\x0e\n\x06source\x18\x07 \x01(\t\x12\x0c\n\x04uuid\x18\x08 \x01(\t\x12\x10\n\x08identity\x18\t \x01(\t\x12\x12\n\nsize_bytes\x18\n \x01(\x04\x12\x12\n\nfree_bytes\x18\x0b \x01(\x04\x12\x12\n\nfree_files\x18\x0c \x01(\x04\x12\x11\n\tread_only\x18\r \x01(\x08\x12\x0f\n\x07trouble\x18\x0e \x01(\t\"4\n\x0fStorageQuestion\x12\x13\n\x0b\x66ilesystems\x18\x01 \x03(\t\x12\x0c\n\x04tree\x18\x02 \x01(\x0c\x32\x62\n\x0eStorageService\x12P\n\x08\x45xchange\x12!.ha_proto.sync.v1.StorageExchange\x1a!.ha_proto.sync.v1.StorageExchangeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eha_proto/sync/v1/storage.proto\x12\x10ha_proto.sync.v1\"h\n\x0fStorageExchange\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x30\n\x08storages\x18\x03 \x03(\x0b\x32\x1e.ha_proto.sync.v1.FoundStorage\"\xfd\x01\n\x0c\x46oundStorage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06medium\x18\x02 \x01(\t\x12\x0c\n\x04mode\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x0f\n\x07mounted\x18\x05 \x01(\x08\x12\x12\n\nfilesystem\x18\x06 \x01(\t\x12\x0e\n\x06source\x18\x07 \x01(\t\x12\x0c\n\x04uuid\x18\x08 \x01(\t\x12\x10\n\x08identity\x18\t \x01(\t\x12\x12\n\nsize_bytes\x18\n \x01(\x04\x12\x12\n\nfree_bytes\x18\x0b \x01(\x04\x12\x12\n\nfree_files\x18\x0c \x01(\x04\x12\x11\n\tread_only\x18\r \x01(\x08\x12\x0f\n\x07trouble\x18\x0e \x01(\t\"C\n\x0fStorageQuestion\x12\x13\n\x0b\x66ilesystems\x18\x01 \x03(\t\x12\x0c\n\x04tree\x18\x02 \x01(\x0c\x12\r\n\x05\x66ound\x18\x03 \x01(\x08\x32\x62\n\x0eStorageService\x12P\n\x08\x45xchange\x12!.ha_proto.sync.v1.StorageExchange\x1a!.ha_proto.sync.v1.StorageExchangeb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,7 +36,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FOUNDSTORAGE']._serialized_start=159
   _globals['_FOUNDSTORAGE']._serialized_end=412
   _globals['_STORAGEQUESTION']._serialized_start=414
-  _globals['_STORAGEQUESTION']._serialized_end=466
-  _globals['_STORAGESERVICE']._serialized_start=468
-  _globals['_STORAGESERVICE']._serialized_end=566
+  _globals['_STORAGEQUESTION']._serialized_end=481
+  _globals['_STORAGESERVICE']._serialized_start=483
+  _globals['_STORAGESERVICE']._serialized_end=581
 # @@protoc_insertion_point(module_scope)

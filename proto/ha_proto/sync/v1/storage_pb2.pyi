@@ -123,8 +123,11 @@ class StorageQuestion(_message.Message):
 
     FILESYSTEMS_FIELD_NUMBER: _builtins.int
     TREE_FIELD_NUMBER: _builtins.int
+    FOUND_FIELD_NUMBER: _builtins.int
     tree: _builtins.bytes
     """TreeQuestion"""
+    found: _builtins.bool
+    """instead: answered by FoundStorage, as it is now"""
     @_builtins.property
     def filesystems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """of both nodes: only what both can hold is told"""
@@ -134,10 +137,11 @@ class StorageQuestion(_message.Message):
         *,
         filesystems: _abc.Iterable[_builtins.str] | None = ...,
         tree: _builtins.bytes = ...,
+        found: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filesystems", b"filesystems", "tree", b"tree"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filesystems", b"filesystems", "found", b"found", "tree", b"tree"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
