@@ -162,7 +162,8 @@ def shown(now: pb.FullBackupProgress) -> list[str]:
     if not now.state:
         return []  # an engine that does not know it
     if now.state != "idle":
-        return [f"backing up: {line_of(now)}"]
+        # The Standby knows only what it is asked about.
+        return [f"backing up: {line_of(now) if now.run else f'{now.phase}: {now.dataset}'}"]
     if not now.result:
         return ["idle"]
     reason = f": {now.reason}" if now.reason else ""

@@ -221,6 +221,7 @@ def test_a_second_request_joins_and_a_run_can_be_paused_and_cancelled(slow):
     second = json.loads(slow.a.command("full-backup", "--json").stdout)
     assert (first["joined"], second["joined"]) == (False, True)
     assert second["progress"]["run"] == first["progress"]["run"]
+    until(lambda: slow.b.status().full_backup.phase == "answering the active", "a question")
     assert "paused" in slow.a.command("full-backup", "pause").stdout
     status = slow.a.status().full_backup
     assert (status.state, status.phase) == ("backing up", "paused")

@@ -56,3 +56,5 @@ def test_the_status_has_one_line() -> None:
         "idle; the last one: failed: no standby"
     ]
     assert shown(pb.FullBackupProgress()) == []
+    asked = pb.FullBackupProgress(state="backing up", phase="answering the active", dataset="recordings")
+    assert shown(asked) == ["backing up: answering the active: recordings"]

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from ha_proto.sync.v1 import examine_pb2 as pb
+from ha_sync.backup.full import answering as answering_module
 from ha_sync.backup.full.answering import Answerer, Member, refuse_unsuited
 from ha_sync.backup.full.desk import CHUNKS_MAX, Desk
 from ha_sync.core.dataset import DatasetName, Role
@@ -212,6 +213,19 @@ async def test_the_standby_notes_when_the_last_full_backup_began() -> None:
         await desk.announce(2000.0)
         await asked(desk, b"1")
     assert standby.noted == [1000.0, 2000.0]
+
+
+async def test_the_standby_knows_that_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk()
+    standby = Standby(desk)
+    answerer = standby.answerer()
+    standby.answerer = lambda: answerer  # type: ignore[method-assign]
+    async with joined(desk, standby):
+        assert answerer.answering == ""
+        await asked(desk, b"1")
+        assert answerer.answering == "known"
+        monkeypatch.setattr(answering_module, "LATE_S", -1.0)
+        assert answerer.answering == ""
 
 
 async def test_a_node_that_is_not_standby_dials_nobody() -> None:

@@ -1102,7 +1102,7 @@ class FullBackupProgress(_message.Message):
     trigger: _builtins.str
     """schedule | manual"""
     phase: _builtins.str
-    """waiting for the standby | comparing | paused"""
+    """waiting for the standby | comparing | paused; on the Standby: answering the active"""
     dataset: _builtins.str
     percent: _builtins.float
     objects: _builtins.int
