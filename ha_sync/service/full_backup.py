@@ -251,7 +251,10 @@ class FullBackups:
         return control_pb.ControlFullBackupResponse(progress=self.progress())
 
     def progress(self) -> control_pb.FullBackupProgress:
-        """Now."""
+        """Now; on the Standby whether the Active's full backup asks it."""
+        asked = self._answerer.answering
+        if asked:
+            return control_pb.FullBackupProgress(state="backing up", phase="answering the active", dataset=asked)
         return progress_of(self.runner.standing())
 
 
