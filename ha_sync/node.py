@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from ha_proto.sync.v1 import replication_pb2 as pb
 from ha_sync.apply.database import DatabaseSink
@@ -38,12 +38,15 @@ from ha_sync.core.dataset import (
 from ha_sync.core.position import NOWHERE, Epoch, Position
 from ha_sync.core.standing import DatasetStanding, Standing, standing_of
 from ha_sync.divergence.keeper import Keeper
+from ha_sync.endpoint import DatasetStatus, Endpoint, Membership, Stillness, take_tasks
 from ha_sync.errors import ConfigFault, Fenced, HaSyncError, OperatorNeeded, Refused, Retryable, WrongState
 from ha_sync.stream.full_sync import FullSyncWatch
 from ha_sync.stream.gate import Gate
 from ha_sync.stream.publisher import Outlet, Publisher
 from ha_sync.stream.subscriber import Dial, Subscriber, Subscription
 from ha_sync.stream.wire import PROTOCOL
+
+__all__ = ["DatasetStatus", "Membership", "Node", "Stillness"]
 
 log = logging.getLogger(__name__)
 
@@ -57,49 +60,6 @@ CAPTURE_S = 10.0
 """So long a promotion waits for the captures; the phones wait for it."""
 
 CODEC_THREADS = 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Membership:
-    """Which pair this node belongs to."""
-
-    cluster_id: str
-    node_id: str
-    peer_id: str  # "" until one joined
-    founder: bool  # began the pair: before it ever served, its data is the pair's data
-
-
-@dataclass(slots=True, kw_only=True)
-class _Endpoint:
-    """One dataset on this node, in its present role."""
-
-    settings: DatasetSettings
-    source: Source | None = None
-    sink: Sink | None = None
-    subscriber: Subscriber | None = None
-    tasks: list[asyncio.Task[None]] = field(default_factory=list)
-    publishing: asyncio.Task[None] | None = None
-    subscriber_at: str = ""  # host:port from which the Standby called
-    tried: asyncio.Event = field(default_factory=asyncio.Event)  # in this role: opened, or failed once
-    fault: str = ""
-    based: bool = False  # before this node served it, it was a copy of the other node's
-
-
-@dataclass(slots=True, kw_only=True)
-class Stillness:
-    """What became of the data while the node stood still."""
-
-    exchanged: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DatasetStatus:
-    """A dataset's settings, its report and whether its stream is connected."""
-
-    settings: DatasetSettings
-    report: DatasetReport
-    connected: bool
-    peer_at: str = ""  # host:port of the other node's end of its stream
 
 
 class Node:
@@ -122,7 +82,7 @@ class Node:
         self._report = report
         self._full_syncs = full_syncs
         self._booted = {item.name for item in settings.datasets}  # not connected as Standby yet
-        self._endpoints = {item.name: _Endpoint(settings=item) for item in settings.datasets}
+        self._endpoints = {item.name: Endpoint(settings=item) for item in settings.datasets}
         cluster = lambda: found.cluster_id if (found := membership()) else ""  # noqa: E731 - one use
         self.keeper = Keeper.of(settings, cluster=cluster, report=report)
         self._changing = asyncio.Lock()
@@ -230,7 +190,7 @@ class Node:
             self._executor.shutdown(wait=False)
 
     async def _stop_streams(self) -> None:
-        tasks = [task for endpoint in self._endpoints.values() for task in _take_tasks(endpoint)]
+        tasks = [task for endpoint in self._endpoints.values() for task in take_tasks(endpoint)]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -245,7 +205,7 @@ class Node:
         results = await asyncio.gather(*(self._promote_one(endpoint) for endpoint in ordered))
         return tuple(item for result in results for item in result)
 
-    async def _promote_one(self, endpoint: _Endpoint) -> list[tuple[DatasetName, Finished]]:
+    async def _promote_one(self, endpoint: Endpoint) -> list[tuple[DatasetName, Finished]]:
         name, place = endpoint.settings.name, self._place(endpoint.settings)
         if endpoint.sink is None and await asyncio.to_thread(self.keeper.is_own, endpoint.settings, place):
             return []  # served here before, and nothing was applied since: it lacks only what the other node wrote
@@ -267,7 +227,7 @@ class Node:
 
     # ---- the ends
 
-    async def _keep_open(self, endpoint: _Endpoint) -> None:
+    async def _keep_open(self, endpoint: Endpoint) -> None:
         """Opens a dataset's end and runs what belongs to it; tries again after a fault."""
         while True:
             try:
@@ -286,7 +246,7 @@ class Node:
             await asyncio.sleep(OPEN_RETRY_S)
             await self._close_end(endpoint)
 
-    async def _open(self, endpoint: _Endpoint) -> None:
+    async def _open(self, endpoint: Endpoint) -> None:
         settings, place = endpoint.settings, self._place(endpoint.settings)
         if self.role is Role.ACTIVE:
             await asyncio.to_thread(self.keeper.serve, settings, place, self.epoch, based=endpoint.based)
@@ -320,7 +280,7 @@ class Node:
             await asyncio.sleep(1.0)
         return membership
 
-    async def _close_end(self, endpoint: _Endpoint) -> None:
+    async def _close_end(self, endpoint: Endpoint) -> None:
         ends = (endpoint.source, endpoint.sink)
         # First of all: nobody may ask an end that is being closed how it is.
         endpoint.source = endpoint.sink = endpoint.subscriber = None
@@ -328,7 +288,7 @@ class Node:
             if end is not None:
                 await self._guarded(endpoint, end.close())
 
-    async def _guarded(self, endpoint: _Endpoint, work: Awaitable[None]) -> None:
+    async def _guarded(self, endpoint: Endpoint, work: Awaitable[None]) -> None:
         try:
             await work
         except (HaSyncError, OSError) as error:
@@ -393,12 +353,12 @@ class Node:
                 endpoint.publishing = None
 
     @staticmethod
-    async def _end_publishing(endpoint: _Endpoint) -> None:
+    async def _end_publishing(endpoint: Endpoint) -> None:
         while endpoint.publishing is not None and not endpoint.publishing.done():
             endpoint.publishing.cancel()
             await asyncio.wait([endpoint.publishing])
 
-    def _endpoint_for(self, subscribe: pb.Subscribe) -> _Endpoint:
+    def _endpoint_for(self, subscribe: pb.Subscribe) -> Endpoint:
         subject = f"the subscriber of {subscribe.dataset!r}"
         if subscribe.protocol != PROTOCOL:
             raise Refused(f"refused {subject}", reason=f"protocol {subscribe.protocol}, this node speaks {PROTOCOL}")
@@ -447,7 +407,7 @@ class Node:
         ordered = sorted(self._endpoints.values(), key=lambda item: (item.settings.priority, item.settings.name))
         return [self._status(endpoint) for endpoint in ordered]
 
-    def _status(self, endpoint: _Endpoint) -> DatasetStatus:
+    def _status(self, endpoint: Endpoint) -> DatasetStatus:
         end = endpoint.source or endpoint.sink
         if endpoint.fault or end is None:
             report = DatasetReport(
@@ -481,7 +441,7 @@ class Node:
         """What the Active of ``epoch`` has nothing of yet: this Standby lacks nothing either."""
         self._absent = (epoch, frozenset(names))
 
-    def _is_absent(self, endpoint: _Endpoint) -> bool:
+    def _is_absent(self, endpoint: Endpoint) -> bool:
         return self._absent[0] == self.epoch and endpoint.settings.name in self._absent[1]
 
     def standing(self, *, founder: bool) -> Standing:
@@ -541,7 +501,7 @@ class Node:
             )
         return ""
 
-    def _named(self, name: str) -> _Endpoint:
+    def _named(self, name: str) -> Endpoint:
         endpoint = self._endpoints.get(DatasetName(name))
         if endpoint is None:
             known = ", ".join(self._endpoints) or "none"
@@ -603,7 +563,7 @@ class Node:
             await asyncio.to_thread(self._state.leave)
             return tuple(removed)
 
-    async def _cleaned(self, endpoint: _Endpoint, role: Role) -> tuple[str, ...]:
+    async def _cleaned(self, endpoint: Endpoint, role: Role) -> tuple[str, ...]:
         end = endpoint.source or endpoint.sink
         if end is None and role is Role.ACTIVE:
             end = endpoint.source = self._new_source(endpoint.settings)
@@ -613,8 +573,8 @@ class Node:
             await end.open(self._state.stored.promised, active_at=self._active_at())
         return tuple(await end.detach())
 
-    async def _end_tasks(self, endpoint: _Endpoint) -> None:
-        tasks = _take_tasks(endpoint)
+    async def _end_tasks(self, endpoint: Endpoint) -> None:
+        tasks = take_tasks(endpoint)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -624,20 +584,13 @@ class Node:
         return [(item.settings.name, item.settings.kind.value) for item in self._endpoints.values()]
 
 
-def _take_tasks(endpoint: _Endpoint) -> list[asyncio.Task[None]]:
-    tasks, endpoint.tasks = endpoint.tasks, []
-    if endpoint.publishing is not None:
-        tasks.append(endpoint.publishing)
-    return tasks
-
-
 def _covers(acknowledged: Position | None, target: Position) -> bool:
     if target.sequence == 0:
         return True
     return acknowledged is not None and acknowledged.resumes(target) and acknowledged.sequence >= target.sequence
 
 
-def _counts(endpoint: _Endpoint) -> bool:
+def _counts(endpoint: Endpoint) -> bool:
     """Whether a barrier waits for it: for a storage only while it flows, since its medium may be pulled out."""
     source = endpoint.source
     return endpoint.settings.essential or (

@@ -24,6 +24,7 @@ from ha_proto.agent.v1 import life_pb2_grpc as agent_grpc
 from ha_proto.sync.v1 import life_pb2 as pb
 from ha_sync.config import Settings
 from ha_sync.config.settings import DatasetSettings, Kind
+from ha_sync.pairing.clock import read_clock
 from ha_sync.pairing.diagnosis import split_address
 
 COUNT_S = 3.0
@@ -38,7 +39,7 @@ def own_facts(settings: Settings, *, agent: agent_pb.AgentFacts | None, agent_fa
     facts = pb.NodeFacts(
         node_name=settings.node.name,
         version=version("ha-sync"),
-        unix_s=time.time(),
+        unix_s=read_clock().unix_s,
         agent_fault=agent_fault,
         datasets=[_dataset(one, deadline) for one in settings.datasets],
         storages=list(_storages(settings)),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -103,14 +102,14 @@ def examine(token: str, state_dir: str, *, timeout_s: float = JOIN_TIMEOUT_S) ->
     identities.refuse_existing(state_dir)
     invited = decode(token)
     applicant = _applicant(state_dir, invited.token_id)
-    begun = time.time()
+    begun = read_clock().unix_s
     facts = _call(
         invited,
         applicant,
         lambda stub: stub.Examine(pairing_pb2.ExamineRequest(token_id=invited.token_id), timeout=timeout_s),
     )
     assert isinstance(facts, life_pb2.NodeFacts)
-    return facts, facts.unix_s - (begun + time.time()) / 2
+    return facts, facts.unix_s - (begun + read_clock().unix_s) / 2
 
 
 def _save_data(holding: tuple[str, ...], discard: bool, exporter: Callable[[], str]) -> str:

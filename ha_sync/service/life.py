@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -31,6 +30,7 @@ from ha_sync.core.paths import at_port
 from ha_sync.errors import HaSyncError, PeerUnreachable, ProtocolFault, WrongState
 from ha_sync.node import Node
 from ha_sync.pairing import durable, facts, preflight
+from ha_sync.pairing.clock import read_clock
 from ha_sync.pairing.gate import Gate
 from ha_sync.pairing.identity import Identity
 from ha_sync.pairing.keyring import Keyring
@@ -87,9 +87,9 @@ class Life(life_pb2_grpc.LifeServiceServicer):
     async def Preflight(self, _request: pb.PreflightRequest, _context: Context) -> pb.PreflightResponse:
         """Both nodes, as they are now."""
         mine = await self.facts(self._peer_addresses())
-        begun = time.time()
+        begun = read_clock().unix_s
         theirs = await self._ask("GetFacts", pb.GetNodeFactsRequest(dial=self._own_addresses(mine)), pb.NodeFacts)
-        offset_s = theirs.unix_s - (begun + time.time()) / 2
+        offset_s = theirs.unix_s - (begun + read_clock().unix_s) / 2
         checks = preflight.judge(mine, theirs, offset_s=offset_s, joining=False)
         return pb.PreflightResponse(checks=checks, verdict=preflight.worst(checks))
 
@@ -104,7 +104,7 @@ class Life(life_pb2_grpc.LifeServiceServicer):
         found.node_id = keyring.identity.node_id if keyring else ""
         found.role = self._node.role.value if self._node.role else ""
         found.ports.extend(facts.dial(dial))
-        found.unix_s = time.time()  # gathering took a while
+        found.unix_s = read_clock().unix_s  # gathering took a while
         return found
 
     def _peer_addresses(self) -> list[str]:
@@ -211,7 +211,7 @@ class Life(life_pb2_grpc.LifeServiceServicer):
     async def SetAccount(self, request: pb.SetAccountRequest, _context: Context) -> pb.SetAccountResponse:
         """Made or changed, on the Active."""
         self._demand_not_standby()
-        account = Account(name=request.name, secret=request.secret, changed_unix_s=time.time())
+        account = Account(name=request.name, secret=request.secret, changed_unix_s=read_clock().unix_s)
         async with self._one_at_a_time:
             made = await asyncio.to_thread(self._accounts.put, account, epoch=self._node.epoch)
         self._report("warning", "an account was made" if made else "an account was changed", {"name": request.name})
