@@ -30,6 +30,9 @@ CACHE_KIB = 8 * 1024
 COPY_SOURCE_MIN = 4096
 """Content smaller than this is sent rather than looked for under another name."""
 
+CUTS_MAX = 2000
+"""Large files whose cuts are kept: about 20 KiB for 64 MiB of content."""
+
 ADMITTED = "admitted"
 """A value of the catalogue of a storage: an operator asked for its first sync."""
 
@@ -106,6 +109,9 @@ class TreeCatalogue:
         database = sqlite_utils.Database(connection)
         if "meta" not in database.table_names():
             self._create(connection)
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS cuts (id INTEGER PRIMARY KEY, hash BLOB UNIQUE, cuts BLOB NOT NULL)"
+        )
         stored = self.get("format")
         if stored != str(FORMAT):
             raise sqlite3.DatabaseError(f"catalogue format {stored!r}, this version reads {FORMAT}")
@@ -317,6 +323,18 @@ class TreeCatalogue:
             f"SELECT path FROM entry WHERE hash = ? AND size >= {COPY_SOURCE_MIN} LIMIT 1", (content_hash,)
         ).fetchone()
         return None if row is None else _path(row[0])
+
+    def cuts_of(self, content_hash: bytes) -> bytes:
+        """The cuts of a large file's content (``files.chunks``); empty where they are not known."""
+        row = self._connection.execute("SELECT cuts FROM cuts WHERE hash = ?", (content_hash,)).fetchone()
+        return b"" if row is None else bytes(row[0])
+
+    def put_cuts(self, content_hash: bytes, cuts: bytes) -> None:
+        """Keeps them, for the newest CUTS_MAX contents."""
+        self._connection.execute("INSERT OR REPLACE INTO cuts (hash, cuts) VALUES (?, ?)", (content_hash, cuts))
+        self._connection.execute(
+            "DELETE FROM cuts WHERE id <= (SELECT id FROM cuts ORDER BY id DESC LIMIT 1 OFFSET ?)", (CUTS_MAX,)
+        )
 
     def directories(self) -> list[bytes]:
         """Paths of all directories, in walk order."""

@@ -217,3 +217,19 @@ path = "{root}/sd0"
         assert code == 0, told
         assert [line for line in told["left_out"] if "sd0" in line]  # type: ignore[attr-defined]
         assert (there / "a").read_text() == "a"
+
+
+def test_data_inserted_at_the_front_of_a_large_file_costs_about_itself(tmp_path: Path) -> None:
+    with StoragePair(tmp_path, size_mib=400) as pair:
+        pair.mount()
+        pair.begin()
+        here, there = pair.places
+        old = os.urandom(70 * 1024 * 1024)
+        (here / "archive.tar").write_bytes(old)
+        ended(pair.a)
+        pair.a.stop()
+        (here / "archive.tar").write_bytes(os.urandom(300_000) + old)
+        pair.a.serve("active", 1)
+        told = ended(pair.a, "--verify")
+        assert told["wire_bytes"] < 2 * 1024 * 1024, told
+        assert (there / "archive.tar").read_bytes() == (here / "archive.tar").read_bytes()

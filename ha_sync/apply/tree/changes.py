@@ -14,6 +14,7 @@ from ha_sync.core.frame import FRAME_HEADER_MAX, FRAME_PAYLOAD_MAX, Body, Frame
 from ha_sync.core.position import Position
 from ha_sync.errors import ProtocolFault
 from ha_sync.files.blocks import BLOCK_MAX, BLOCK_MIN, HASH_BYTES, block_count
+from ha_sync.files.chunks import MOVES_MAX
 from ha_sync.files.confine import components
 from ha_sync.files.metadata import XATTRS_MAX_BYTES
 from ha_sync.files.places import is_ours
@@ -166,6 +167,7 @@ def _check_content(change: pb.TreeChange) -> None:
         raise _fault("too many blocks", change)
     _check_ascending(change.zero_blocks, count, change)
     _check_ascending(change.blocks, count, change)
+    _check_moves(change, size)
     _check_amount(change, size, step)
 
 
@@ -175,6 +177,18 @@ def _check_ascending(numbers: object, count: int, change: pb.TreeChange) -> None
         if number <= before or number >= count:
             raise _fault("block numbers out of order or beyond the file", change)
         before = number
+
+
+def _check_moves(change: pb.TreeChange, size: int) -> None:
+    if not change.moves:
+        return
+    if len(change.moves) > MOVES_MAX or change.copy_from or change.more:
+        raise _fault("impossible moves", change)
+    at = 0
+    for move in change.moves:
+        if not move.length or move.offset < at or move.offset + move.length > size or move.source > SIZE_MAX:
+            raise _fault("moves out of order or beyond the file", change)
+        at = move.offset + move.length
 
 
 def _check_amount(change: pb.TreeChange, size: int, step: int) -> None:

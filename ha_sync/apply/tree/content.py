@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import xxhash
 
@@ -79,17 +79,18 @@ def _data_segments(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
         at = finish
 
 
-def _copy_data(source: int, target: int, start: int, length: int) -> int:
+def _copy_data(source: int, target: int, start: int, length: int, *, to: int | None = None) -> int:
+    shift = 0 if to is None else to - start
     done = 0
     while done < length:
         at = start + done
         try:
-            count = os.copy_file_range(source, target, length - done, at, at)
+            count = os.copy_file_range(source, target, length - done, at, at + shift)
         except OSError as error:
             if error.errno not in _CANNOT_COPY:
                 raise
             data = os.pread(source, min(COPY_CHUNK, length - done), at)
-            write_at(target, data, at)
+            write_at(target, data, at + shift)
             count = len(data)
         if not count:
             break
@@ -198,6 +199,28 @@ class Draft:
         )
         self._clean = False
         self._hash_missing(trusted)
+        return True
+
+    def fill_by(self, moves: Iterable[pb.TreeMove], base: int) -> bool:
+        """The same from other places of that file; False where it has not all of them."""
+        self._clean = False
+        places = [(move.offset, move.source, move.length) for move in moves]
+        size = os.fstat(base).st_size
+        for first, count in self._missing_ranges():
+            at, end = first * self.step, min((first + count) * self.step, self.size)
+            for offset, source, length in places:
+                low, high = max(at, offset), min(end, offset + length)
+                if low >= high:
+                    continue
+                start = source + low - offset
+                if low > at or start + high - low > size:
+                    return False
+                if _copy_data(base, self.fd, start, high - low, to=low) < high - low:
+                    return False
+                at = high
+            if at < end:
+                return False
+        self._hash_missing(None)
         return True
 
     def fill_from_itself(self) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ha_proto.sync.v1 import replication_pb2 as pb
@@ -371,18 +371,20 @@ class Stager:
             return True
         tried: set[bytes] = set()
         for place, known in self._bases(change):
-            if place not in tried and self._fill(draft, place, known) and draft.verified():
+            if place not in tried and self._fill(draft, place, known, change.moves) and draft.verified():
                 return True
             tried.add(place)
         return False
 
-    def _fill(self, draft: Draft, place: bytes, known: Entry | None) -> bool:
+    def _fill(self, draft: Draft, place: bytes, known: Entry | None, moves: Sequence[pb.TreeMove]) -> bool:
         try:
             base = self._root.open(place, os.O_RDONLY | os.O_NONBLOCK)
         except _NOT_THERE:
             return False
         try:
-            return stat.S_ISREG(os.fstat(base).st_mode) and draft.fill_from(base, known)
+            if not stat.S_ISREG(os.fstat(base).st_mode):
+                return False
+            return draft.fill_by(moves, base) if moves else draft.fill_from(base, known)
         finally:
             os.close(base)
 
@@ -497,4 +499,5 @@ def _plain(change: pb.TreeChange) -> pb.TreeChange:
     """Without what only the transfer needed."""
     del change.blocks[:]
     del change.zero_blocks[:]
+    del change.moves[:]
     return change

@@ -7,7 +7,7 @@ that is announced is that of the bytes that were sent. Sizes in bytes. Blocking.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import xxhash
@@ -16,6 +16,7 @@ from ha_proto.sync.v1 import replication_pb2 as pb
 from ha_sync.catalogue.tree import TYPE_FILE
 from ha_sync.core.frame import FRAME_TARGET_BYTES
 from ha_sync.files.blocks import HASH_BYTES, block_hash, whole_hash
+from ha_sync.files.chunks import Move
 
 if TYPE_CHECKING:
     from ha_sync.capture.tree.reading import Group, Item
@@ -77,8 +78,11 @@ class Pieces:
         self.content = content
         self.hashes = b""
 
-    def send(self, fd: int, hashes: bytes, have: bytes) -> Iterator[None]:
-        """``hashes`` as they were read, ``have`` as the Standby's base has them; yields when a frame must be taken."""
+    def send(self, fd: int, hashes: bytes, have: bytes, *, moves: Iterable[Move] = ()) -> Iterator[None]:
+        """``hashes`` as they were read, ``have`` as the Standby's base has them, by its ``moves`` where there are any.
+
+        Yields when a frame must be taken.
+        """
         size, step = self._status.st_size, self._step
         final = bytearray(hashes)
         for number in range(len(hashes) // HASH_BYTES):
@@ -107,7 +111,8 @@ class Pieces:
             final[place] = block_hash(view)
         self.hashes = bytes(final)
         self.content = whole_hash(self.hashes, size)
-        self._close(more=False)
+        told = [pb.TreeMove(offset=move.offset, source=move.source, length=move.length) for move in moves]
+        self._close(more=False, moves=told)
 
     def _cut(self, fd: int, number: int, length: int) -> Generator[None, None, bytes]:
         """A block that is larger than a frame: its bytes in several pieces; answers its hash."""
@@ -128,10 +133,10 @@ class Pieces:
             self._close(more=True, offset=offset)
         return hasher.digest()
 
-    def _close(self, *, more: bool, offset: int = 0) -> None:
+    def _close(self, *, more: bool, offset: int = 0, moves: Sequence[pb.TreeMove] = ()) -> None:
         self._add(
             self._item, self._status, self._xattrs, PUT, type=TYPE_FILE, size=self._status.st_size,
             hash=self.content, block_size=self._step, blocks=self._blocks, zero_blocks=self._zeros,
-            payload_bytes=self._kept, offset=offset, more=more,
+            payload_bytes=self._kept, offset=offset, more=more, moves=moves,
         )  # fmt: skip
         self._blocks, self._zeros, self._kept = [], [], 0

@@ -24,6 +24,7 @@ from ha_proto.sync.v1 import replication_pb2 as pb
 from ha_sync.capture.tree.frames import FrameBuilder
 from ha_sync.capture.tree.growth import Growth
 from ha_sync.capture.tree.pieces import Pieces, hashed, zero_hash
+from ha_sync.capture.tree.shift import Shift
 from ha_sync.capture.tree.terms import RACY_NS
 from ha_sync.catalogue.tree import (
     COPY_SOURCE_MIN,
@@ -39,6 +40,7 @@ from ha_sync.core.frame import FRAME_TARGET_BYTES
 from ha_sync.core.position import Sequence
 from ha_sync.errors import HaSyncError
 from ha_sync.files.blocks import BLOCK_MIN, HASH_BYTES, block_hash, block_size_for, whole_hash
+from ha_sync.files.chunks import SHIFT_MIN
 from ha_sync.files.confine import Root, split
 from ha_sync.files.metadata import TYPE_SPECIAL, decode_xattrs, named, object_type, read_xattrs
 
@@ -416,6 +418,7 @@ class Group:
         xattrs = self._xattrs(fd)
         same, metadata = _compared(entry, content, status, xattrs)
         have = self._base(item.path, entry, step, size)
+        shift = Shift(self._catalogue, fd, size) if self._reader.shifts and size >= SHIFT_MIN else None
         if same:
             if not metadata:
                 self._meta(item, status, xattrs, size=size, content=content, block_size=step)
@@ -424,13 +427,17 @@ class Group:
                 item, status, xattrs, PUT, type=TYPE_FILE, size=size, hash=content, block_size=step, copy_from=source
             )
         else:
+            if shift is not None and entry is not None and not self._reader.whole:
+                have = shift.better(entry.hash, hashes, have, step)
             pieces = Pieces(self, item, status, xattrs=xattrs, content=content, step=step)
-            for _ in pieces.send(fd, hashes, have):
+            for _ in pieces.send(fd, hashes, have, moves=shift.moves if shift is not None else ()):
                 yield
             hashes, content = pieces.hashes, pieces.content
         self._reader.growing.pop(item.path, None)
         if moved_on(status, os.fstat(fd)):
             self._met.again.append(item.path)
+        elif shift is not None:
+            shift.keep(content)
         self._done(
             item, status, TYPE_FILE, xattrs, sent=not (same and metadata), size=size, content=content,
             block_size=step, hashes=hashes,

@@ -464,6 +464,7 @@ class TreeChange(_message.Message):
     PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
+    MOVES_FIELD_NUMBER: _builtins.int
     UNIT_FIELD_NUMBER: _builtins.int
     action: Global___TreeChange.Action.ValueType
     type: Global___TreeChange.Type.ValueType
@@ -501,6 +502,10 @@ class TreeChange(_message.Message):
     def zero_blocks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """blocks of zeros: holes"""
 
+    @_builtins.property
+    def moves(self) -> _containers.RepeatedCompositeFieldContainer[Global___TreeMove]:
+        """in the last piece: where the rest of a large file stands in the Standby's present one"""
+
     def __init__(
         self,
         *,
@@ -522,15 +527,43 @@ class TreeChange(_message.Message):
         payload_bytes: _builtins.int = ...,
         more: _builtins.bool = ...,
         offset: _builtins.int = ...,
+        moves: _abc.Iterable[Global___TreeMove] | None = ...,
         unit: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "block_size", b"block_size", "blocks", b"blocks", "copy_from", b"copy_from", "gid", b"gid", "hash", b"hash", "link_target", b"link_target", "mode", b"mode", "more", b"more", "mtime_ns", b"mtime_ns", "offset", b"offset", "path", b"path", "payload_bytes", b"payload_bytes", "size", b"size", "type", b"type", "uid", b"uid", "unit", b"unit", "xattrs", b"xattrs", "zero_blocks", b"zero_blocks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "block_size", b"block_size", "blocks", b"blocks", "copy_from", b"copy_from", "gid", b"gid", "hash", b"hash", "link_target", b"link_target", "mode", b"mode", "more", b"more", "moves", b"moves", "mtime_ns", b"mtime_ns", "offset", b"offset", "path", b"path", "payload_bytes", b"payload_bytes", "size", b"size", "type", b"type", "uid", b"uid", "unit", b"unit", "xattrs", b"xattrs", "zero_blocks", b"zero_blocks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TreeChange: _TypeAlias = TreeChange  # noqa: Y015
+
+@_typing.final
+class TreeMove(_message.Message):
+    """Content that moved: `length` bytes from `source` of the present file belong at `offset` of the new one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFSET_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    LENGTH_FIELD_NUMBER: _builtins.int
+    offset: _builtins.int
+    source: _builtins.int
+    length: _builtins.int
+    def __init__(
+        self,
+        *,
+        offset: _builtins.int = ...,
+        source: _builtins.int = ...,
+        length: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["length", b"length", "offset", b"offset", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TreeMove: _TypeAlias = TreeMove  # noqa: Y015
 
 @_typing.final
 class Xattr(_message.Message):

@@ -1,0 +1,51 @@
+"""A large file of a storage whose content moved: what the Standby can take from the version that it has.
+
+Cuts are made once for each content and kept under its hash. Sizes in bytes. Blocking; belongs to the dataset's thread.
+"""
+
+from __future__ import annotations
+
+from ha_sync.catalogue.tree import TreeCatalogue
+from ha_sync.files.blocks import HASH_BYTES
+from ha_sync.files.chunks import MOVES_MAX, Move, covered, cuts, moves
+
+
+class Shift:
+    """Of one file that is open."""
+
+    def __init__(self, catalogue: TreeCatalogue, fd: int, size: int) -> None:
+        self._catalogue = catalogue
+        self._fd = fd
+        self._size = size
+        self._cuts = b""
+        self.moves: tuple[Move, ...] = ()
+
+    def better(self, old: bytes, hashes: bytes, have: bytes, step: int) -> bytes:
+        """``have``, the block hashes that the Standby's version (with the hash ``old``) has at their places; or all
+        those whose content stands anywhere in it, if these are more: then ``moves`` says where.
+        """
+        known = self._catalogue.cuts_of(old)
+        if not known:
+            return have
+        found = moves(known, self._made())
+        places = [slice(n * HASH_BYTES, (n + 1) * HASH_BYTES) for n in covered(found, self._size, step)]
+        there = sum(
+            have[at : at + HASH_BYTES] == hashes[at : at + HASH_BYTES] for at in range(0, len(hashes), HASH_BYTES)
+        )
+        if len(places) <= there or len(found) > MOVES_MAX:
+            return have
+        self.moves = tuple(found)
+        filled = bytearray(len(hashes))
+        for place in places:
+            filled[place] = hashes[place]
+        return bytes(filled)
+
+    def keep(self, content: bytes) -> None:
+        """This is what the Standby has next."""
+        if not self._catalogue.cuts_of(content):
+            self._catalogue.put_cuts(content, self._made())
+
+    def _made(self) -> bytes:
+        if not self._cuts:
+            self._cuts = cuts(self._fd)
+        return self._cuts
