@@ -24,6 +24,7 @@ from ha_proto.agent.v1 import life_pb2_grpc as agent_grpc
 from ha_proto.sync.v1 import life_pb2 as pb
 from ha_sync.config import Settings
 from ha_sync.config.settings import DatasetSettings, Kind
+from ha_sync.files.mounts import not_mounted
 from ha_sync.pairing.clock import read_clock
 from ha_sync.pairing.diagnosis import split_address
 
@@ -108,7 +109,7 @@ def _storages(settings: Settings) -> Iterator[pb.StorageFacts]:
         storage = getattr(one, "storage", None)
         if storage is None:
             continue
-        mounted = os.path.ismount(one.path)
+        mounted = not not_mounted(one.path)
         room = os.statvfs(one.path) if mounted else None
         yield pb.StorageFacts(
             name=one.name,
