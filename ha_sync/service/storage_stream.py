@@ -64,7 +64,7 @@ class Stream:
     @property
     def in_full_sync(self) -> bool:
         """Whether the Standby lacks some of it."""
-        return self._source.in_full_sync
+        return self._source.worker.journal.synced_at is None
 
     @property
     def connected(self) -> bool:

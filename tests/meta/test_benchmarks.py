@@ -40,6 +40,7 @@ NAMES = [
     "idle",
     "failover",
     "full-backup",
+    "storage",
 ]
 KEYS = {
     "lag": {"row_p50_ms", "row_p99_ms", "file_p50_ms", "file_p99_ms", "growing_behind_s"},
@@ -60,6 +61,17 @@ KEYS = {
         "wire_kib_one_row",
         "lag_ratio_during",
         "rss_mib_million",
+    },
+    "storage": {
+        "first_ratio",
+        "unchanged_ratio",
+        "hundred_ratio",
+        "middle_ratio",
+        "middle_wire_mib",
+        "front_ratio",
+        "front_wire_mib",
+        "rss_mib_million",
+        "lag_ratio_during",
     },
     "failover": {
         "crash_outage_over_timeout_s",

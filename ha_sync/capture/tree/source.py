@@ -364,11 +364,6 @@ class TreeSource:
         await self.run(lambda: self.worker.terms.admit(admitted))
         self.rouse()
 
-    @property
-    def in_full_sync(self) -> bool:
-        """Whether the Standby has not everything once."""
-        return self.worker.journal.synced_at is None
-
     def pause_after(self, size: int) -> float:
         """Seconds before the next frame, after one of this size was sent."""
         self.sent_bytes += size
@@ -596,5 +591,6 @@ class TreeSource:
                 ("unreadable", tally.unreadable + worker.met.unreadable),
                 ("watches", watches),
                 ("growing", len(worker.appending.files)),
+                ("sent_bytes", self.sent_bytes),
             ),
         )
