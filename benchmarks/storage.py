@@ -9,7 +9,7 @@ counts as it is: a change is closed immediately before.
 - `first_ratio`, `unchanged_ratio`, `hundred_ratio`: 20,000 recordings (2 GiB) and 50,000 small files.
 - `middle_ratio`, `middle_wire_mib`, `front_ratio`, `front_wire_mib`: one file of 1 GiB, 1 MiB changed in the middle,
   then 1 MiB inserted at its front; MiB from the Active to the Standby as the stream counts them.
-- `lag_ratio_during`: as in the benchmark `full-backup`, beside a first sync without a bound.
+- `lag_ratio_during`: as in the benchmark `full-backup`, beside a first sync at the default rate.
 - `rss_mib_million`: the higher peak of two engines that synchronise 1,000,000 small files.
 
 With --quick: a tenth of the files, 128 MiB, 10,000 files for the memory, one round.
@@ -51,13 +51,12 @@ def measure(run: Run) -> None:
     memory_of_many(run)
 
 
-def storage_toml(place: Place, *datasets: dict[str, object], path: str = "") -> str:
+def storage_toml(place: Place, *datasets: dict[str, object], path: str = "", rate: str = "") -> str:
     """The other datasets, and one storage."""
     text = toml_of(place, *datasets)
     where = path or os.path.join(place.root, STORAGE)
-    return (
-        f'{text}\n[backup]\nfull = false\n[[storage]]\nname = "{STORAGE}"\nmedium = "usb"\npath = {json.dumps(where)}\n'
-    )
+    storage = f'[[storage]]\nname = "{STORAGE}"\nmedium = "usb"\npath = {json.dumps(where)}\n{rate}'
+    return f"{text}\n[backup]\nfull = false\n{storage}"
 
 
 @contextlib.contextmanager
@@ -72,11 +71,13 @@ def mounted(*places: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def storages(run: Run, source: str, *datasets: dict[str, object]) -> Iterator[tuple[LocalPair, str]]:
-    """Two nodes that run: the Active's storage is ``source``; and the path of the Standby's."""
+def storages(
+    run: Run, source: str, *datasets: dict[str, object], rate: str = "rate_mib_per_s = 0\n"
+) -> Iterator[tuple[LocalPair, str]]:
+    """Two nodes that run: the Active's storage is ``source``; and the path of the Standby's. No bound unless said."""
 
     def toml(place: Place) -> str:
-        return storage_toml(place, *datasets, path=source if place.name == "a" else "")
+        return storage_toml(place, *datasets, path=source if place.name == "a" else "", rate=rate)
 
     with run.pair(toml) as pair:
         target = os.path.join(pair.b.place.root, STORAGE)
@@ -242,7 +243,7 @@ def lag_beside(run: Run) -> None:
         "name": "rows", "kind": "sqlite", "path": "rows.db", "priority": "cdr", "capture": "rows",
         "live_triggers": True,
     }  # fmt: skip
-    with storages(run, source, rows) as (pair, _):
+    with storages(run, source, rows, rate="") as (pair, _):
         database = os.path.join(pair.a.place.root, "rows.db")
         with Writer("rows", database) as writer:
             pair.a.until(lambda: pair.a.dataset("rows").state in {"streaming", "degraded"}, "the rows' stream")

@@ -25,6 +25,7 @@ CHUNK_BYTES = 128 * 1024
 MOVES_MAX = 4096
 """Of one file; with more it is sent as blocks."""
 
+_UNKNOWN = bytes(16)
 _CUT = struct.Struct("<I16s")
 
 
@@ -56,7 +57,7 @@ def moves(old: bytes, new: bytes) -> list[Move]:
     found: list[Move] = []
     at = 0
     for length, digest in _CUT.iter_unpack(new):
-        source = places.get((length, digest))
+        source = places.get((length, digest)) if digest != _UNKNOWN else None
         if source is not None:
             last = found[-1] if found else None
             if last is not None and last.offset + last.length == at and last.source + last.length == source:
@@ -65,6 +66,27 @@ def moves(old: bytes, new: bytes) -> list[Move]:
                 found.append(Move(offset=at, source=source, length=length))
         at += length
     return found
+
+
+def patched(old: bytes, changed: list[tuple[int, int]]) -> bytes:
+    """The cuts of a content of the same size that differs within these ranges (begin, end), in order.
+
+    The chunks that a range touches are given a hash that no chunk has: nothing is found in them.
+    """
+    parts: list[bytes] = []
+    at = index = 0
+    for length, digest in _CUT.iter_unpack(old):
+        while index < len(changed) and changed[index][1] <= at:
+            index += 1
+        touched = index < len(changed) and changed[index][0] < at + length
+        parts.append(_CUT.pack(length, _UNKNOWN if touched else digest))
+        at += length
+    return b"".join(parts)
+
+
+def size_of(made: bytes) -> int:
+    """Of the content."""
+    return sum(length for length, _ in _CUT.iter_unpack(made))
 
 
 def covered(found: list[Move], size: int, step: int) -> Iterator[int]:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from ha_sync.catalogue.tree import TreeCatalogue
 from ha_sync.files.blocks import HASH_BYTES
-from ha_sync.files.chunks import MOVES_MAX, Move, covered, cuts, moves
+from ha_sync.files.chunks import MOVES_MAX, Move, covered, cuts, moves, patched, size_of
+
+FEW = 16
+"""Where less than this part of a file changed in its place, blocks are good enough."""
 
 
 class Shift:
@@ -27,17 +30,20 @@ class Shift:
         known = self._catalogue.cuts_of(old)
         if not known:
             return have
+        every = [slice(at, at + HASH_BYTES) for at in range(0, len(hashes), HASH_BYTES)]
+        changed = [n for n, place in enumerate(every) if have[place] != hashes[place]]
+        if len(changed) <= len(every) // FEW and size_of(known) == self._size:
+            # Changed in its place: neither is anything looked for, nor is it cut anew.
+            self._cuts = patched(known, [(n * step, (n + 1) * step) for n in changed])
+            return have
         found = moves(known, self._made())
-        places = [slice(n * HASH_BYTES, (n + 1) * HASH_BYTES) for n in covered(found, self._size, step)]
-        there = sum(
-            have[at : at + HASH_BYTES] == hashes[at : at + HASH_BYTES] for at in range(0, len(hashes), HASH_BYTES)
-        )
-        if len(places) <= there or len(found) > MOVES_MAX:
+        whole = list(covered(found, self._size, step))
+        if len(whole) <= len(every) - len(changed) or len(found) > MOVES_MAX:
             return have
         self.moves = tuple(found)
         filled = bytearray(len(hashes))
-        for place in places:
-            filled[place] = hashes[place]
+        for n in whole:
+            filled[every[n]] = hashes[every[n]]
         return bytes(filled)
 
     def keep(self, content: bytes) -> None:
