@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -16,7 +17,8 @@ import pytest
 
 from tests.support import netns
 from tests.support.client import Outcome
-from tests.support.netns_pair import AGENT, CLUSTER_IP, ENGINE, NetNode, NetPair, until
+from tests.support.netns import lan_ipv4
+from tests.support.netns_pair import AGENT, CLUSTER_IP, ENGINE, PORT, NetNode, NetPair, until
 from tests.support.small_pair import read_rows, write_rows
 
 REASON = netns.unavailable()
@@ -182,6 +184,57 @@ def test_without_a_window_a_node_of_another_firmware_takes_nothing_over_by_itsel
     with_firmware("1.0", standby)
     pair.until_ready()
     assert tool(active, "upgrade", "end").code == 0
+
+
+# ---- another machine
+
+
+def becomes_another_machine(node: NetNode, mac: str) -> None:
+    """The old one is dead and away; in its place stands one with its network settings, and nothing else of it."""
+    for folder in (node.state_dir, node.data, node.run_dir):
+        shutil.rmtree(folder)
+        os.mkdir(folder)
+    node.net.run(node.name, "ip", "link", "set", "eth0", "address", mac)
+    node.net.plug_in(node.name)
+    node.powered = True
+
+
+def replace(pair: NetPair, survivor: NetNode, broken: NetNode, mac: str) -> None:
+    """As docs/operations.md says."""
+    broken.power_off()
+    until(lambda: survivor.status().single, "alone", pair.told)
+    assert tool(survivor, "settings", "set", f"peer_mac={mac}", "--yes").code == 0
+    survivor.stop(AGENT)
+    survivor.start(AGENT)
+    until(lambda: tool(survivor, "switch", "--force").code == 0, "served again", pair.told)
+    becomes_another_machine(broken, mac)
+    token = json.loads(tool(survivor, "pair", "token", "--json").out)["token"]
+    joined = tool(broken, "pair", "join", token, "--name", "c", "--address", f"{lan_ipv4(broken.name)}:{PORT}")
+    assert joined.code == 0, joined.err
+    broken.start()
+    pair.until_ready()
+
+
+@pytest.mark.req("R3", "R8")
+@pytest.mark.timeout(400)
+def test_a_broken_node_is_replaced_by_another_machine_whichever_station_it_was(tmp_path: Path) -> None:
+    with NetPair(str(tmp_path)) as pair:
+        pair.start()
+        for number in (1, 2):
+            survivor, broken = pair.roles
+            write_rows(f"{survivor.data}/config.db", f"INSERT INTO extension(number, name) VALUES('8{number}', 'x')")
+            pair.until_ready()
+            old_id = json.loads(Path(broken.state_dir, "identity", "identity.json").read_text())["node_id"]
+            replace(pair, survivor, broken, f"02:00:00:00:0c:0{number}")
+            rows = read_rows(f"{broken.data}/config.db", f"SELECT name FROM extension WHERE number = '8{number}'")
+            assert rows == [("x",)]
+            identity = json.loads(Path(survivor.state_dir, "identity", "identity.json").read_text())
+            assert identity["revoked_nodes"][-1] == old_id
+            assert identity["peer"]["node_id"] != old_id
+            assert all(one["verdict"] != "fail" for one in checks(survivor).values())
+            if number == 1:
+                assert tool(survivor, "switch").code == 0
+                pair.until_ready()
 
 
 # ---- the end
