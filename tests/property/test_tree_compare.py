@@ -118,6 +118,9 @@ def test_what_is_seen_is_what_is_on_disk(paths: list[bytes]) -> None:
         try:
             seen = list(look.see(look.between(None, b""), content=True))
             named = list(look.see(look.at([path_of(entry.key) for entry in seen]), content=True))
+            items = list(look.between(None, b""))
+            for content in (True, False):
+                assert look.digest(items, content=content) == digest_of(look.see(items, content=content))
         finally:
             look.close()
         assert named == seen

@@ -19,16 +19,19 @@ import xxhash
 
 from ha_sync.catalogue.tree import TYPE_DIRECTORY, TYPE_FILE, TYPE_SYMLINK, key_of, path_of
 from ha_sync.config import TreeSettings
-from ha_sync.core.compare import RANGE_BYTES, RANGE_OBJECTS, Seen, digest_of, plain_record, record_of
+from ha_sync.core.compare import RANGE_BYTES, RANGE_OBJECTS, Seen, digest_of, file_head, record_of
 from ha_sync.core.representation import EVERYTHING, told
 from ha_sync.errors import HaSyncError
-from ha_sync.files.blocks import block_size_for, whole_hash
+from ha_sync.files.blocks import BLOCK_MIN, block_size_for, whole_hash
 from ha_sync.files.confine import DEPTH_MAX, Root, split
 from ha_sync.files.metadata import named, read_xattrs
 from ha_sync.files.places import HELD, HIDDEN, Scope, join
 from ha_sync.files.rules import Names, Rules
 
 BUFFER_BYTES = 1024 * 1024
+CACHE_ASKED = 2
+"""A page that somebody else holds for a moment looks like one that is not in the cache."""
+
 
 Local = tuple[bytes, os.stat_result]
 """A key and what stat says of the object itself."""
@@ -213,16 +216,30 @@ class TreeLook:
 
     # ---- looking closer
 
-    def digest(self, items: Iterable[Local]) -> bytes:
-        """``digest_of`` what ``see`` gives of the metadata; spares an object for each file."""
-        if not self.holding.complete:
-            return digest_of(self.see(items, content=False))
+    def digest(self, items: Iterable[Local], *, content: bool) -> bytes:
+        """``digest_of`` what ``see`` gives; spares an object and some calls for each file."""
+        if not self.holding.complete or self._held is not None:
+            return digest_of(self.see(items, content=content))
         parts: list[bytes] = []
-        for key, status in items:
-            if status.st_mode & _FORMAT == _REGULAR:
-                parts += (plain_record(key, TYPE_FILE, status), key)
+        at, directory = b"\0", -1  # no directory has this key
+        for item in items:
+            key, status = item
+            if status.st_mode & _FORMAT != _REGULAR:
+                at = b"\0"  # the descriptor may be closed by what follows
+                parts += map(record_of, self.see((item,), content=content))
+            elif not content:
+                parts += (file_head(key, TYPE_FILE, status, status.st_size, b"", content=False), key)
             else:
-                parts += map(record_of, self.see(((key, status),), content=False))
+                parent, _, name = key.rpartition(b"\0")
+                try:
+                    if parent != at:
+                        at, directory = parent, self._root.directory(path_of(parent))
+                    size, digest, xattrs = self._reader.read(name, directory, status.st_size)
+                except (OSError, HaSyncError):
+                    at = b"\0"
+                    parts += map(record_of, self.see((item,), content=True))  # says what it is: gone, or unreadable
+                    continue
+                parts += (file_head(key, TYPE_FILE, status, size, xattrs, content=True), key, digest, xattrs)
         return xxhash.xxh3_128_digest(b"".join(parts))
 
     def see(self, items: Iterable[Local], *, content: bool) -> Iterator[Seen]:
@@ -264,12 +281,7 @@ class TreeLook:
         return name, self._root.directory(directory)
 
     def _file(self, key: bytes, status: os.stat_result, name: bytes, directory: int) -> Seen:
-        fd = os.open(name, _FILE, dir_fd=directory)
-        try:
-            size, digest = self._reader.hashed(fd, status.st_size)
-            xattrs = read_xattrs(fd)[0]
-        finally:
-            os.close(fd)
+        size, digest, xattrs = self._reader.read(name, directory, status.st_size)
         return Seen(
             key, TYPE_FILE, status.st_mode & _PERMISSIONS, status.st_uid, status.st_gid, status.st_mtime_ns, size,
             digest, b"", xattrs,
@@ -322,6 +334,26 @@ class _Reader:
         self._buffer = memoryview(bytearray(BUFFER_BYTES))
         self._asks_cache = hasattr(os, "RWF_NOWAIT")
 
+    def read(self, name: bytes, directory: int, size: int) -> tuple[int, bytes, bytes]:
+        """A file's size, hash and attributes. The usual one is small and in the cache: four system calls, no detour."""
+        fd = os.open(name, _FILE, dir_fd=directory)
+        try:
+            got = -1
+            if size < BLOCK_MIN and self._asks_cache:
+                buffer = self._buffer
+                with contextlib.suppress(OSError):
+                    # One more byte than there should be: a full read is then a whole one.
+                    got = os.preadv(fd, [buffer[: size + 1]], 0, os.RWF_NOWAIT)
+            if got == size:
+                block = xxhash.xxh3_128_digest(buffer[:size]) if size else b""
+                digest = xxhash.xxh3_128_digest(block + size.to_bytes(8, "little"))
+            else:
+                size, digest = self.hashed(fd, size)
+            xattrs = read_xattrs(fd)[0]
+        finally:
+            os.close(fd)
+        return size, digest, xattrs
+
     def hashed(self, fd: int, size: int, block_size: int | None = None) -> tuple[int, bytes]:
         """How much was read, and the whole hash (``files.blocks``) of it."""
         step = block_size or block_size_for(size)
@@ -362,13 +394,15 @@ class _Reader:
     def _read(self, fd: int, target: memoryview, offset: int, *, enough: int) -> tuple[int, bool]:
         """Bytes read, and whether the disk had to be asked."""
         got = 0
-        if self._asks_cache:
+        for _ in range(CACHE_ASKED if self._asks_cache else 0):
             try:
                 got = os.preadv(fd, [target], offset, os.RWF_NOWAIT)
             except BlockingIOError:
                 got = 0
             except OSError:
                 self._asks_cache = False  # this filesystem does not tell
+            if got >= enough:
+                break
         missed = False
         while got < enough and (more := os.preadv(fd, [target[got:]], offset + got)):
             missed = self._asks_cache

@@ -104,8 +104,7 @@ class TreeWitness:
         if look is None:
             return pb.TreeDigest(digest=digest_of(())).SerializeToString()
         items = look.between(_after(wanted), wanted.until)
-        digest = digest_of(look.see(items, content=True)) if content else look.digest(items)
-        return pb.TreeDigest(digest=digest).SerializeToString()
+        return pb.TreeDigest(digest=look.digest(items, content=content)).SerializeToString()
 
     def _range(self, wanted: pb.TreeRange, *, content: bool) -> Iterator[Seen]:
         look = self._opened()
@@ -175,7 +174,6 @@ class _Range:
     objects: int
     theirs: asyncio.Task[bytes]
     digest: bytes = b""
-    seen: list[Seen] | None = None  # kept where the content was read
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,13 +320,7 @@ class Examination:
         self._pending.append(this)
         await asyncio.sleep(0)  # the question goes out first: both nodes read at once
 
-        def here() -> tuple[bytes, list[Seen] | None]:
-            if not self._content:
-                return self._look.digest(items), None
-            seen = list(self._look.see(items, content=True))
-            return digest_of(seen), seen
-
-        this.digest, this.seen = await self._thread(here)
+        this.digest = await self._thread(lambda: self._look.digest(items, content=self._content))
 
     async def _digest(self, question: pb.TreeQuestion) -> bytes:
         answer = b"".join([chunk async for chunk in self._peer.ask(question.SerializeToString())])
@@ -347,9 +339,7 @@ class Examination:
     async def _differs(self, this: _Range) -> None:
         """Exchanges the entries of a range, in portions."""
         after, start = this.after, 0
-        seen = this.seen
-        if seen is None:
-            seen = await self._thread(lambda: list(self._look.see(this.items, content=False)))
+        seen = await self._thread(lambda: list(self._look.see(this.items, content=self._content)))
         while True:
             wanted = pb.TreeRange(from_root=after is None, after=after or b"", until=this.until, limit=ENTRIES_MAX)
             question = pb.TreeQuestion(entries=wanted, content=self._content)
