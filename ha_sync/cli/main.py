@@ -27,6 +27,7 @@ VERBS: Final = {
     "demo": "ha_sync.cli.demo",
     "detach": "ha_sync.cli.detach",
     "divergence": "ha_sync.cli.divergence",
+    "doctor": "ha_sync.cli.doctor",
     "full-backup": "ha_sync.cli.full_backup",
     "logs": "ha_sync.cli.logs",
     "maintenance": "ha_sync.cli.maintenance",

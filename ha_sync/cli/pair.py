@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ha_sync.pairing.joining import Joined
 
 HA_TOML = "ha.toml"
+STDIN = "-"
+TOKEN_MAX = 4096  # characters: three times what a token may have
 NEVER_ACCEPTED = ("model", "firmware", "data layout", "station types")
 SHARED_S = 30.0
 JOIN_HINT = "on the other node, within {minutes:g} minutes:\n  ha-sync pair join {token}"
@@ -121,7 +123,7 @@ def join(
     agent_config: str | None,
     accept: tuple[str, ...],
 ) -> None:
-    """Join the pair that TOKEN invites to, as its Standby.
+    """Join the pair that TOKEN invites to, as its Standby; - reads it from standard input, where `ps` does not show it.
 
     First both nodes are compared, as `ha-sync preflight` does; what fails forbids to join. Model, firmware, data layout
     and station types are not to be accepted.
@@ -131,6 +133,7 @@ def join(
     from ha_sync.pairing.onetime import decode
     from ha_sync.pairing.route import mac_of
 
+    token = sys.stdin.read(TOKEN_MAX).strip() if token == STDIN else token
     settings: Settings = load(config)
     node = settings.node
     mine = _own_address(node, address, towards=decode(token).address)

@@ -17,14 +17,19 @@ from ha_sync.cli.output import print_json
 @json_option
 def version(*, as_json: bool) -> None:
     """Tell the versions of this program and of what it stands on."""
-    versions = {
+    found = versions()
+    if as_json:
+        print_json(found)
+    else:
+        rest = ", ".join(f"{name} {number}" for name, number in found.items() if name != "ha_sync")
+        click.echo(f"ha-sync {found['ha_sync']} ({rest})")
+
+
+def versions() -> dict[str, str]:
+    """Each by its name."""
+    return {
         "ha_sync": metadata.version("ha-sync"),
         "python": platform.python_version(),
         "sqlite": apsw.sqlite_lib_version(),
         "grpc": grpc.__version__,
     }
-    if as_json:
-        print_json(versions)
-    else:
-        rest = ", ".join(f"{name} {number}" for name, number in versions.items() if name != "ha_sync")
-        click.echo(f"ha-sync {versions['ha_sync']} ({rest})")

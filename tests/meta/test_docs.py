@@ -16,7 +16,9 @@ from ha_agent.settings.fields import SECTIONS
 from ha_agent.settings.schema import Section
 from ha_sync.cli.main import VERBS
 from ha_sync.config import (
+    ApiSettings,
     DivergenceSettings,
+    MetricsSettings,
     NodeSettings,
     SqliteSettings,
     StorageSettings,
@@ -60,7 +62,17 @@ def test_there_are_examples() -> None:
 
 
 @pytest.mark.parametrize(
-    "facts", [NodeSettings, StreamSettings, DivergenceSettings, SqliteSettings, TreeSettings, StorageSettings]
+    "facts",
+    [
+        ApiSettings,
+        DivergenceSettings,
+        MetricsSettings,
+        NodeSettings,
+        SqliteSettings,
+        StorageSettings,
+        StreamSettings,
+        TreeSettings,
+    ],
 )
 def test_every_key_of_the_settings_is_documented(facts: type) -> None:
     reference = (ROOT / "docs/sync-toml.md").read_text()
@@ -87,7 +99,7 @@ def test_a_documented_default_is_the_default(facts: type, key: str) -> None:
     if isinstance(default, tuple):
         (default,) = default
     text = f"{default:g}" if isinstance(default, float) else str(default)
-    (row,) = re.findall(rf"^\| `{key}` \|.*$", (ROOT / "docs/sync-toml.md").read_text(), re.M)
+    row, *_ = re.findall(rf"^\| `{key}` \|.*$", (ROOT / "docs/sync-toml.md").read_text(), re.M)
     assert row.split(" | ")[2].strip("`") == text
 
 
@@ -135,6 +147,15 @@ def test_what_an_agent_may_raise_stands_in_the_operations_page(words: type[Subje
     page = (ROOT / "docs/operations.md").read_text()
     missing = [word.value for word in words if word.value != "none" and f"`{word.value}`" not in page]
     assert not missing
+
+
+def test_every_metric_is_in_the_operations_page() -> None:
+    from ha_sync.service import measures
+    from tests.integration.test_metrics import LOOK
+
+    page = section_of("operations.md", "Metrics")
+    names = {one.name.removeprefix(measures.PREFIX) for one in measures.measures(LOOK)} - {"engine_up", "agent_up"}
+    assert not [name for name in names if f"`{name}" not in page]
 
 
 def test_every_verb_is_in_the_readme() -> None:
