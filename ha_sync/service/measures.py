@@ -41,7 +41,8 @@ class Look:
     alarms: tuple[agent_pb2.AlarmRecord, ...] = ()
     divergences: tuple[pb.DivergenceArchive, ...] = ()
     backup: pb.RunRecord | None = None  # the last full backup that has ended
-    storages: tuple[pb.RunRecord, ...] = ()  # the newest synchronisation of each storage
+    storages: tuple[pb.StoragePair, ...] = ()
+    syncs: tuple[pb.RunRecord, ...] = ()  # the last synchronisation of each storage that has ended
 
 
 def measures(look: Look) -> Iterator[Metric]:
@@ -153,26 +154,32 @@ def _of_backup(now: pb.FullBackupProgress, look: Look) -> Iterator[Metric]:
 
 
 def _of_storages(look: Look) -> Iterator[Metric]:
+    mounted = _gauges("storage_mounted", "Whether it is mounted on this node.", "storage")
+    free = _gauges("storage_free_bytes", "What is free on it.", "storage")
+    synced = _gauges("storage_synced", "Whether it was asked for: new files follow by themselves.", "storage")
     running = _gauges("storage_sync_running", "Whether a synchronisation runs.", "storage")
+    ratio = _gauges("storage_sync_progress_ratio", "How much of it is done, 0 to 1.", "storage")
+    for pair in look.storages:
+        now = pair.sync.progress
+        runs = now.state not in {"", "idle"}
+        synced.add_metric([pair.name], float(pair.synced))
+        running.add_metric([pair.name], float(runs))
+        if runs:
+            ratio.add_metric([pair.name], now.percent / 100)
+        if pair.HasField("here"):
+            mounted.add_metric([pair.name], float(pair.here.mounted))
+        if pair.here.mounted:
+            free.add_metric([pair.name], pair.here.free_bytes)
     age = _gauges("storage_sync_age_seconds", "Since the last one ended.", "storage")
     result = _gauges("storage_sync_result", "What came of the last one.", "storage", "result")
-    objects = _gauges("storage_sync_objects", "Files that the newest one has looked at.", "storage")
-    sent = _gauges("storage_sync_sent_bytes", "What the newest one has sent.", "storage")
-    for run in look.storages:
-        name = storage_of(run)
-        running.add_metric([name], float(run.result == Result.RUNNING.value))
-        objects.add_metric([name], run.objects)
+    sent = _gauges("storage_sync_sent_bytes", "What the last one has sent.", "storage")
+    for run in look.syncs:
+        name = run.facts["storage"]
+        age.add_metric([name], _age(run, look.now_unix_s))
         sent.add_metric([name], run.bytes_sent)
-        if run.HasField("end_unix_s"):
-            age.add_metric([name], _age(run, look.now_unix_s))
-            for word in RESULTS:
-                result.add_metric([name, word], float(run.result == word))
-    yield from (running, age, result, objects, sent)
-
-
-def storage_of(run: pb.RunRecord) -> str:
-    """The storage that a run of the storage log was for."""
-    return next((run.facts[key] for key in ("storage", "dataset", "datasets") if key in run.facts), "")
+        for word in RESULTS:
+            result.add_metric([name, word], float(run.result == word))
+    yield from (mounted, free, synced, running, ratio, age, result, sent)
 
 
 def _of_divergences(archives: Iterable[pb.DivergenceArchive]) -> Iterator[Metric]:

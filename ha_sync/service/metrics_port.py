@@ -26,7 +26,7 @@ from ha_proto.sync.v1 import control_pb2_grpc
 from ha_sync.errors import OperatorNeeded
 from ha_sync.logs.runs import Kind
 from ha_sync.pairing.clock import read_clock
-from ha_sync.service.measures import Look, measures, storage_of
+from ha_sync.service.measures import Look, measures
 
 PAGE = "/metrics"
 REQUEST_BYTES_MAX = 8192
@@ -34,7 +34,7 @@ REQUEST_S = 5.0
 ASK_S = 2.0  # each question
 PAGE_S = 10.0
 AT_ONCE_MAX = 16
-STORAGE_RUNS = 200  # looked through for the newest of each storage
+STORAGE_RUNS = 200  # looked through for the last of each storage
 
 CHANNEL_OPTIONS = (("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 1000))
 """A daemon that came back is found at once."""
@@ -87,7 +87,8 @@ class Asker:
             status = await self._engine.GetStatus(pb.GetStatusRequest(), timeout=ASK_S)
             divergences = await self._engine.ListDivergences(pb.ListDivergencesRequest(), timeout=ASK_S)
             backups = await self._runs("backup", Kind.FULL_BACKUP, limit=2)
-            storages = await self._runs("storage", None, limit=STORAGE_RUNS)
+            storages = await self._engine.ListStorages(pb.ListStoragesRequest(), timeout=ASK_S)
+            syncs = await self._runs("storage", Kind.STORAGE_SYNC, limit=STORAGE_RUNS)
         except grpc.aio.AioRpcError as error:
             log.info("the engine does not answer its metrics", extra={"reason": error.details()})
             return {}
@@ -96,7 +97,8 @@ class Asker:
             "engine": status,
             "divergences": tuple(divergences.archives),
             "backup": ended[-1] if ended else None,
-            "storages": tuple({storage_of(run): run for run in storages}.values()),
+            "storages": tuple(storages.storages),
+            "syncs": tuple({run.facts["storage"]: run for run in syncs if run.HasField("end_unix_s")}.values()),
         }
 
     async def _ask_agent(self) -> dict[str, Any]:
@@ -107,8 +109,8 @@ class Asker:
             return {}
         return {"agent": status, "alarms": tuple(alarms.alarms)}
 
-    async def _runs(self, of: str, kind: Kind | None, *, limit: int) -> list[pb.RunRecord]:
-        request = pb.ListRunsRequest(log=of, kind=kind.value if kind else "", limit=limit)
+    async def _runs(self, of: str, kind: Kind, *, limit: int) -> list[pb.RunRecord]:
+        request = pb.ListRunsRequest(log=of, kind=kind.value, limit=limit)
         return [run async for run in self._engine.ListRuns(request, timeout=ASK_S)]
 
 

@@ -14,6 +14,7 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 
 from ha_proto.agent.v1 import agent_pb2
 from ha_proto.sync.v1 import control_pb2 as pb
+from ha_proto.sync.v1 import storage_pb2
 from ha_sync.errors import OperatorNeeded
 from ha_sync.service.measures import Look
 from ha_sync.service.metrics_port import AT_ONCE_MAX, Asker, metrics_port, page
@@ -29,13 +30,19 @@ ENGINE.CopyFrom(control_service.STATUS)
 ENGINE.full_backup.state, ENGINE.full_backup.percent = "backing up", 25
 NOW = 2_000_000_000.0
 BACKUP = pb.RunRecord(kind="full-backup", result="partial", begin_unix_s=NOW - 100, end_unix_s=NOW - 60, differing=7)
-STORAGE = pb.RunRecord(
+SYNC = pb.RunRecord(
     kind="storage-sync",
     result="done",
     begin_unix_s=NOW - 100,
     end_unix_s=NOW - 30,
     bytes_sent=5,
     facts={"storage": "usb0"},
+)
+STORAGE = pb.StoragePair(
+    name="usb0",
+    synced=True,
+    here=storage_pb2.FoundStorage(name="usb0", mounted=True, free_bytes=77),
+    sync=pb.StorageProgress(name="usb0", progress=pb.FullBackupProgress(state="backing up", percent=50)),
 )
 ALARMS = (
     agent_pb2.AlarmRecord(severity="error", what="fault", subject='process "x"\nand more', state="stands"),
@@ -49,6 +56,7 @@ LOOK = Look(
     divergences=(pb.DivergenceArchive(state="kept"), pb.DivergenceArchive(state="kept")),
     backup=BACKUP,
     storages=(STORAGE,),
+    syncs=(SYNC,),
 )
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -90,6 +98,8 @@ def test_a_parser_reads_what_the_daemons_say() -> None:
     assert [value(series, "full_backup_result", result=word) for word in ("done", "partial")] == [0, 1]
     assert value(series, "full_backup_progress_ratio") == 0.25
     assert value(series, "storage_sync_age_seconds", storage="usb0") == 30
+    assert value(series, "storage_sync_progress_ratio", storage="usb0") == 0.5
+    assert value(series, "storage_free_bytes", storage="usb0") == 77
     assert value(series, "divergences", state="kept") == 2
     assert value(series, "alarm_standing", severity="error", what="fault", subject='process "x"\nand more') == 1
     assert sum(name == "ha_sync_alarm_standing" for name, _ in series) == 1
@@ -195,12 +205,16 @@ async def test_both_daemons_are_asked_and_one_that_is_gone_hides_nothing_of_the_
     try:
         assert (await asker()).engine is None
         with control_service.fake_engine(engine_path) as engine:
-            engine.answers |= {"ListDivergences": pb.ListDivergencesResponse(), "ListRuns": [BACKUP]}
+            engine.answers |= {
+                "ListDivergences": pb.ListDivergencesResponse(),
+                "ListRuns": lambda request, _context: [BACKUP] if request.log == "backup" else [SYNC],
+                "ListStorages": pb.ListStoragesResponse(storages=[STORAGE]),
+            }
             async with asyncio.timeout(30):
                 while (look := await asker()).engine is None:  # it came back: found within a second
                     await asyncio.sleep(0.05)
             assert look.agent is None
-            assert look.backup == BACKUP
+            assert (look.backup, look.syncs, look.storages) == (BACKUP, (SYNC,), (STORAGE,))
             with agent_service.fake_agent(agent_path) as agent:
                 agent.answers["ListAlarms"] = agent_pb2.ListAlarmsResponse(alarms=ALARMS)
                 async with asyncio.timeout(30):

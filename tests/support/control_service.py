@@ -67,6 +67,7 @@ class FakeEngine(Scripted, control_pb2_grpc.ControlServiceServicer):
     SetRole = unary("SetRole")
     Resume = unary("Resume")
     ListDivergences = unary("ListDivergences")
+    ListStorages = unary("ListStorages")
     Attach = unary("Attach")
     Detach = unary("Detach")
     ExportPackage = streaming("ExportPackage")
