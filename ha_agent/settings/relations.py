@@ -45,6 +45,8 @@ def check_pair(pair: PairSettings, ha: Table, services: Iterable[ServiceSettings
     for key, cluster in shared.items():
         if cluster is not None:
             _check_cluster_address(key, cluster.ip, pair, ha)
+    if pair.interface == "lo" and not pair.cluster_addresses:
+        ha.fault("interface", "is a stand-in for a cluster IP: state cluster_ip, or name the interface of the LAN")
     for path in pair.paths:
         if path.local == pair.peer_ip:
             ha.fault("peer_ip", f'is this node\'s own address on path "{path.name}": name the other node')

@@ -186,6 +186,41 @@ def test_without_a_window_a_node_of_another_firmware_takes_nothing_over_by_itsel
     assert tool(active, "upgrade", "end").code == 0
 
 
+# ---- two sites
+
+
+@pytest.mark.req("R1.2", "R11")
+def test_at_a_remote_site_a_silent_active_is_replaced_by_hand(tmp_path: Path) -> None:
+    with NetPair(str(tmp_path), ha={"mode": "remote", "cluster_ip": None}) as pair:
+        for node in pair.nodes.values():
+            node.start()
+        until(
+            lambda: (
+                {node.status().role for node in pair.nodes.values()} == {"active", "standby"}
+                and all(node.status().ready or node.status().role == "active" for node in pair.nodes.values())
+            ),
+            "a pair of two sites",
+            pair.told,
+        )
+        active = next(node for node in pair.nodes.values() if node.status().role == "active")
+        standby = pair.other(active)
+        warnings = [one.fields["warning"] for one in standby.events("settings accepted with a warning")]
+        assert any("vendor's own" in warning for warning in warnings)
+        active.power_off()
+
+        def long_silent() -> bool:
+            ages = [path.heard_age_s for path in standby.status().paths]
+            return bool(ages) and min(ages) > 3 * pair.timeout_s
+
+        until(long_silent, "silence", pair.told)
+        assert standby.status().role == "standby"
+        assert "take-over" not in standby.rows_taken()
+        assert tool(standby, "switch", "--force").code == 0
+        assert standby.status().role == "active"
+        active.power_on()
+        until(lambda: active.status().role == "standby", "the old one follows", pair.told, timeout_s=90)
+
+
 # ---- another machine
 
 

@@ -276,7 +276,7 @@ class NetPair:
         sync_toml: Callable[[Place], str] = small_pair.small_toml,
         furnish: Callable[[str], None] = small_pair.furnish,
     ) -> None:
-        """``ha``: more keys of [ha] for both nodes; ``sections``: more of each node's ha.toml, such as [[service]]."""
+        """``ha``: more keys of [ha] for both nodes, None: none of it; ``sections``: more of each node's ha.toml."""
         self.timeout_s = timeout_s
         self.addresses = (CLUSTER_IP, CLUSTER_IP6) if ipv6 else (CLUSTER_IP,)
         self._shared = {"ipv6": ipv6, **(ha or {})}
@@ -322,6 +322,7 @@ class NetPair:
         if CLUSTER_IP6 in self.addresses:
             ha["cluster_ip6"] = f"{CLUSTER_IP6}/64"
         ha |= {**self._shared, **more}
+        ha = {key: value for key, value in ha.items() if value is not None}
         paths = [("lan", lan_ipv4), ("cable", cable_ipv4)]
         if CLUSTER_IP6 in self.addresses:
             paths.append(("lan6", lan_ipv6))

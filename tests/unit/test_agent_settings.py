@@ -454,3 +454,7 @@ def test_a_remote_pair_without_a_cluster_ip_is_taken_over_by_hand_unless_told_ot
     assert (by_hand.pair.by_hand, told.pair.by_hand, pair_of().by_hand) == (True, False, False)
     assert any("vendor's own" in warning for warning in by_hand.warnings)
     assert differences(by_hand.pair, shared_facts(told.pair)) == ("remote_take_over",)
+
+
+def test_the_stand_in_on_loopback_needs_a_cluster_ip() -> None:
+    assert 'ha.interface = "lo"' in faults_of({"mode": "remote", "interface": "lo"}, without="cluster_ip")
