@@ -29,8 +29,11 @@ from ha_sync.core.representation import EVERYTHING, Holding, Names, refusal
 from ha_sync.errors import HaSyncError, ProtocolFault, Retryable
 from ha_sync.files.metadata import object_type
 
-AHEAD = 4
+AHEAD = 6
 """Ranges whose digests are asked for and not yet compared."""
+
+UNREAD_MAX = 3
+"""Of these not yet read here."""
 
 PLAIN_OBJECTS = 4000
 """In a range of which no content is read."""
@@ -173,7 +176,7 @@ class _Range:
     until: bytes  # its last key; empty: it is the rest of the tree
     objects: int
     theirs: asyncio.Task[bytes]
-    digest: bytes = b""
+    digest: bytes = b""  # empty: not read yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,16 +263,18 @@ class Examination:
         self._run.expect(objects=self._book.expected(), content_bytes=0)
         objects = RANGE_OBJECTS if self._content else PLAIN_OBJECTS
         try:
-            while True:
-                items = await self._thread(lambda at=after: self._look.cut(at, objects=objects))  # type: ignore[misc]
-                await self._begin(after, await self._represented(items), until=items[-1][0] if items else b"")
-                if not items:
-                    break
-                after = items[-1][0]
-                while self._pending and (len(self._pending) >= AHEAD or self._pending[0].theirs.done()):
+            ended = False
+            while not ended or self._pending:
+                unread = next((each for each in self._pending if not each.digest), None)
+                if not ended and len(self._pending) < AHEAD and self._unread < UNREAD_MAX:
+                    items = await self._thread(lambda at=after: self._look.cut(at, objects=objects))  # type: ignore[misc]
+                    ended = not items
+                    await self._ask(after, await self._represented(items), until=items[-1][0] if items else b"")
+                    after = items[-1][0] if items else after
+                elif unread is not None and not (self._pending[0].digest and self._pending[0].theirs.done()):
+                    await self._read(unread)
+                else:
                     await self._settle(self._pending.popleft())
-            while self._pending:
-                await self._settle(self._pending.popleft())
         finally:
             for waiting in self._pending:
                 waiting.theirs.cancel()
@@ -309,8 +314,12 @@ class Examination:
         pair = Pair(Seen(key_of(path), TYPE_FILE), None)
         self._run.found(self._finding(pair, Fault.UNVERIFIED, Side.ACTIVE, f"left out: {reason}"))
 
-    async def _begin(self, after: bytes | None, items: list[Local], *, until: bytes) -> None:
-        """Asks, then reads the same range here."""
+    @property
+    def _unread(self) -> int:
+        return sum(not each.digest for each in self._pending)
+
+    async def _ask(self, after: bytes | None, items: list[Local], *, until: bytes) -> None:
+        """Before the range is read here: the other node always has one to read."""
         size = _content_of(items) if self._content else 0
         await self._run.spend(size)
         wanted = pb.TreeRange(from_root=after is None, after=after or b"", until=until)
@@ -318,9 +327,9 @@ class Examination:
         theirs = asyncio.create_task(self._digest(question), name="range of a tree")
         this = _Range(after=after, items=items, content_bytes=size, until=until, objects=len(items), theirs=theirs)
         self._pending.append(this)
-        await asyncio.sleep(0)  # the question goes out first: both nodes read at once
 
-        this.digest = await self._thread(lambda: self._look.digest(items, content=self._content))
+    async def _read(self, this: _Range) -> None:
+        this.digest = await self._thread(lambda: self._look.digest(this.items, content=self._content))
 
     async def _digest(self, question: pb.TreeQuestion) -> bytes:
         answer = b"".join([chunk async for chunk in self._peer.ask(question.SerializeToString())])
