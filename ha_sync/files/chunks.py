@@ -2,7 +2,7 @@
 
 Blocks have fixed places: a byte inserted at the front changes all of them. Chunks end where the content says so
 (FastCDC), so what moved has the same chunks as before. The Active keeps the *cuts* of what the Standby has: for each
-chunk its length (4 bytes, little-endian) and its xxh3-128. Sizes in bytes. ``cuts`` blocks; the rest is pure.
+chunk its length (4 bytes, little-endian) and its xxh3-128. In bytes. What takes a descriptor blocks; the rest is pure.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ CHUNK_BYTES = 128 * 1024
 MOVES_MAX = 4096
 """Of one file; with more it is sent as blocks."""
 
-_UNKNOWN = bytes(16)
 _CUT = struct.Struct("<I16s")
 
 
@@ -40,10 +39,9 @@ class Move:
 
 def cuts(fd: int) -> bytes:
     """Of the file from its start to its end, as it is read."""
-    chunker = FastCDC(avg_size=CHUNK_BYTES, min_size=CHUNK_BYTES // 4, max_size=CHUNK_BYTES * 4)
     with io.FileIO(os.dup(fd)) as file:
         file.seek(0)
-        chunks = chunker.cut_stream(file)
+        chunks = _chunker().cut_stream(file)
         return b"".join(_CUT.pack(chunk.length, xxhash.xxh3_128_digest(chunk.data)) for chunk in chunks)
 
 
@@ -57,7 +55,7 @@ def moves(old: bytes, new: bytes) -> list[Move]:
     found: list[Move] = []
     at = 0
     for length, digest in _CUT.iter_unpack(new):
-        source = places.get((length, digest)) if digest != _UNKNOWN else None
+        source = places.get((length, digest))
         if source is not None:
             last = found[-1] if found else None
             if last is not None and last.offset + last.length == at and last.source + last.length == source:
@@ -68,20 +66,39 @@ def moves(old: bytes, new: bytes) -> list[Move]:
     return found
 
 
-def patched(old: bytes, changed: list[tuple[int, int]]) -> bytes:
-    """The cuts of a content of the same size that differs within these ranges (begin, end), in order.
+def cuts_again(fd: int, old: bytes, changed: list[tuple[int, int]]) -> bytes:
+    """Of a file whose content is that of ``old`` but within these ranges (begin, end), in order: only there it is read.
 
-    The chunks that a range touches are given a hash that no chunk has: nothing is found in them.
+    A chunk depends on nothing before it, so where a new one ends at the place of an old one the old ones go on.
     """
+    before = list(_CUT.iter_unpack(old))
     parts: list[bytes] = []
-    at = index = 0
-    for length, digest in _CUT.iter_unpack(old):
-        while index < len(changed) and changed[index][1] <= at:
-            index += 1
-        touched = index < len(changed) and changed[index][0] < at + length
-        parts.append(_CUT.pack(length, _UNKNOWN if touched else digest))
-        at += length
+    at = index = range_ = 0
+    with io.FileIO(os.dup(fd)) as file:
+        while index < len(before):
+            length, digest = before[index]
+            while range_ < len(changed) and changed[range_][1] <= at:
+                range_ += 1
+            if range_ == len(changed) or changed[range_][0] >= at + length:
+                parts.append(_CUT.pack(length, digest))
+                at, index = at + length, index + 1
+                continue
+            file.seek(at)
+            end = at
+            for chunk in _chunker().cut_stream(file):
+                parts.append(_CUT.pack(chunk.length, xxhash.xxh3_128_digest(chunk.data)))
+                end += chunk.length
+                while at < end and index < len(before):
+                    at, index = at + before[index][0], index + 1
+                if at == end:
+                    break
+            else:
+                index = len(before)
     return b"".join(parts)
+
+
+def _chunker() -> FastCDC:
+    return FastCDC(avg_size=CHUNK_BYTES, min_size=CHUNK_BYTES // 4, max_size=CHUNK_BYTES * 4)
 
 
 def size_of(made: bytes) -> int:

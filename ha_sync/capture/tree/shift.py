@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ha_sync.catalogue.tree import TreeCatalogue
 from ha_sync.files.blocks import HASH_BYTES
-from ha_sync.files.chunks import MOVES_MAX, Move, covered, cuts, moves, patched, size_of
+from ha_sync.files.chunks import MOVES_MAX, Move, covered, cuts, cuts_again, moves, size_of
 
 FEW = 16
 """Where less than this part of a file changed in its place, blocks are good enough."""
@@ -33,8 +33,8 @@ class Shift:
         every = [slice(at, at + HASH_BYTES) for at in range(0, len(hashes), HASH_BYTES)]
         changed = [n for n, place in enumerate(every) if have[place] != hashes[place]]
         if len(changed) <= len(every) // FEW and size_of(known) == self._size:
-            # Changed in its place: neither is anything looked for, nor is it cut anew.
-            self._cuts = patched(known, [(n * step, (n + 1) * step) for n in changed])
+            # Changed in its place: nothing is looked for, and only there it is cut anew.
+            self._cuts = cuts_again(self._fd, known, [(n * step, (n + 1) * step) for n in changed])
             return have
         found = moves(known, self._made())
         whole = list(covered(found, self._size, step))
