@@ -42,6 +42,7 @@ _TYPES = {stat.S_IFREG: TYPE_FILE, stat.S_IFDIR: TYPE_DIRECTORY, stat.S_IFLNK: T
 _FORMAT = 0o170000
 _REGULAR = stat.S_IFREG
 _PERMISSIONS = 0o7777
+NO_BOUND = 1 << 62
 _LONG = 2 * DEPTH_MAX
 """A shorter key is neither too long nor too deep."""
 
@@ -82,7 +83,7 @@ class TreeLook:
     def between(self, after: bytes | None, until: bytes) -> Iterator[Local]:
         """The range that the other node cut; ``until`` is included, empty: to the end."""
         self._seek(after)
-        while found := self._gather(until, RANGE_OBJECTS, RANGE_BYTES):
+        while found := self._gather(until, RANGE_OBJECTS, NO_BOUND):
             yield from found
             # Only now: a caller that stops in the middle begins anew.
             self._at = found[-1][0]

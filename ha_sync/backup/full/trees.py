@@ -16,14 +16,15 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from ha_proto.sync.v1 import examine_pb2 as pb
 from ha_sync.backup.full.gentle import quiet_executor
-from ha_sync.backup.full.looking import Local, TreeLook
+from ha_sync.backup.full.looking import NO_BOUND, Local, TreeLook
 from ha_sync.catalogue.tree import TYPE_FILE, Entry, key_of, path_of
 from ha_sync.config import TreeSettings
-from ha_sync.core.compare import RANGE_OBJECTS, Seen, digest_of, fault_between, merged, unlike
+from ha_sync.core.compare import RANGE_BYTES, RANGE_OBJECTS, Seen, digest_of, fault_between, merged, unlike
 from ha_sync.core.examine import Depth, Examined, Fault, Finding, Peer, Run, Side
 from ha_sync.core.representation import EVERYTHING, Holding, Names, refusal
 from ha_sync.errors import HaSyncError, ProtocolFault, Retryable
@@ -261,13 +262,14 @@ class Examination:
         cursor = self._run.cursor
         after = cursor[1:] if cursor else None
         self._run.expect(objects=self._book.expected(), content_bytes=0)
-        objects = RANGE_OBJECTS if self._content else PLAIN_OBJECTS
+        objects, bound = (RANGE_OBJECTS, RANGE_BYTES) if self._content else (PLAIN_OBJECTS, NO_BOUND)
+        cut = partial(self._look.cut, objects=objects, content_bytes=bound)
         try:
             ended = False
             while not ended or self._pending:
                 unread = next((each for each in self._pending if not each.digest), None)
                 if not ended and len(self._pending) < AHEAD and self._unread < UNREAD_MAX:
-                    items = await self._thread(lambda at=after: self._look.cut(at, objects=objects))  # type: ignore[misc]
+                    items = await self._thread(partial(cut, after))
                     ended = not items
                     await self._ask(after, await self._represented(items), until=items[-1][0] if items else b"")
                     after = items[-1][0] if items else after
