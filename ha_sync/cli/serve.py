@@ -98,10 +98,11 @@ async def _announce_ready(path: str) -> None:
 
 async def _announce_life() -> None:
     """As long as the loop turns, and where the service manager watches it (``WatchdogSec``)."""
-    watched_us = os.environ.get("WATCHDOG_USEC", "")
-    while watched_us.isdigit():
+    stated = os.environ.get("WATCHDOG_USEC", "")
+    watched_us = int(stated) if stated.isdigit() else 0
+    while watched_us > 0:
         notify_systemd("WATCHDOG=1")
-        await asyncio.sleep(int(watched_us) / 1_000_000 / WATCHDOG_SHARE)
+        await asyncio.sleep(watched_us / 1_000_000 / WATCHDOG_SHARE)
 
 
 def notify_systemd(state: str) -> None:
