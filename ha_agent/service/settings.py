@@ -17,6 +17,7 @@ from ha_agent.agent.chronicle import ROLE_OF
 from ha_agent.arbiter.values import SERVING
 from ha_agent.commands import Commands
 from ha_agent.errors import AgentError, ConfigFault, ProtocolFault, Refused, WrongState
+from ha_agent.health.fxo import read_ports
 from ha_agent.memory.shared import NO_VERSION, Known, SharedStore, Version, digest_of, text_of, version_of
 from ha_agent.service.status_map import Context, unary
 from ha_agent.settings import Settings, document, saving
@@ -28,6 +29,7 @@ from ha_proto.agent.v1 import settings_pb2_grpc
 
 # ruff: noqa: N802 - methods are named as in the protocol
 
+FXO_PORTS = "ha.fxo_ports"
 CALLS_DEADLINE_S = 5.0
 SHARED_BYTES_MAX = 1 << 20
 READ_ONLY = (
@@ -56,8 +58,11 @@ class SettingsServicer(settings_pb2_grpc.SettingsServiceServicer):
         content = await asyncio.to_thread(saving.read, self._path)
         fixed = self._is_standby
         faults, pending = _judged(content, self._running)
+        settings = [_setting(place, value, fixed=fixed) for place, value in document.places_of(content.values)]
+        found = await asyncio.to_thread(read_ports, self._running.node.dahdi_dir)
+        next(one for one in settings if one.path == FXO_PORTS).options.extend(str(port) for port in sorted(found))
         return pb.GetSettingsResponse(
-            settings=[_setting(place, value, fixed=fixed) for place, value in document.places_of(content.values)],
+            settings=settings,
             file=self._path,
             file_digest=content.digest,
             restart_needed=pending,

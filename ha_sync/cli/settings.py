@@ -165,7 +165,8 @@ def _page(answer: pb.GetSettingsResponse, *, help_texts: bool) -> Iterator[str]:
     if help_texts:
         yield ""
         for one in answer.settings:
-            yield f"{one.path}: {one.range}; default {one.default}; {one.what}"
+            here = f" (on this machine: {', '.join(one.options) or 'none'})" if one.kind == "integers" else ""
+            yield f"{one.path}: {one.range}{here}; default {one.default}; {one.what}"
     yield from (click.style(f"fault: {fault}", fg="red") for fault in answer.faults)
     if answer.read_only_shared:
         yield "this node is the Standby: what is shared is changed on the Active"

@@ -62,6 +62,7 @@ class Identity:
     revoked_serials: tuple[int, ...] = ()
     promised_epoch: int = 0  # told when joining
     dissolved: bool = False  # the pair is ended: what is left here is on its way out
+    peer_dissolved: bool = False  # the other node said so too: nobody needs this identity any more
     lifetime_s: float = LIFETIME_S
     issued_unix_s: float  # when the certificate was made, by the clock of whoever made it
     newest_unix_s: float  # newest wall clock that this node ever stored
@@ -237,7 +238,7 @@ _PLAIN = (
 def _facts(identity: Identity) -> bytes:
     facts: dict[str, object] = {"format": FORMAT}
     facts |= {name: getattr(identity, name) for name in _PLAIN}
-    facts["dissolved"] = identity.dissolved
+    facts["dissolved"], facts["peer_dissolved"] = identity.dissolved, identity.peer_dissolved
     facts["peer"] = dataclasses.asdict(identity.peer) if identity.peer else None
     facts["revoked_nodes"] = list(identity.revoked_nodes)
     facts["revoked_serials"] = [str(serial) for serial in identity.revoked_serials]  # beyond what JSON readers keep
@@ -251,7 +252,8 @@ def _read(directory: str) -> Identity:
     identity = Identity(
         directory=directory,
         **{name: facts[name] for name in _PLAIN},
-        dissolved=bool(facts.get("dissolved", False)),  # an older version did not write it
+        dissolved=bool(facts.get("dissolved", False)),  # an older version did not write these two
+        peer_dissolved=bool(facts.get("peer_dissolved", False)),
         peer=Peer(**facts["peer"]) if facts["peer"] else None,
         revoked_nodes=tuple(facts["revoked_nodes"]),
         revoked_serials=tuple(int(serial) for serial in facts["revoked_serials"]),

@@ -249,7 +249,7 @@ class Life(life_pb2_grpc.LifeServiceServicer):
             await self._link.describe()  # raises PeerUnreachable: then nothing was begun
         await self._begin_dissolving("an administrator dissolves the pair")
         if peer is None or request.without_peer:
-            self._peer_done.set()
+            await self._peer_has_ended()
         else:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(DISSOLVE_S):
@@ -270,6 +270,11 @@ class Life(life_pb2_grpc.LifeServiceServicer):
             self._removed = tuple(removed)
             self._done_here = True
             self.dissolving.set()
+
+    async def _peer_has_ended(self) -> None:
+        """Durable before it is used: a node that forgot it would ask one that is not there any more."""
+        await asyncio.to_thread(self._paired().change_facts, _peer_dissolved)
+        self._peer_done.set()
 
     async def _agent_off(self) -> list[str]:
         """First of all: the address goes. An agent that does not run is waited for: it would take the role again."""
@@ -294,12 +299,12 @@ class Life(life_pb2_grpc.LifeServiceServicer):
         while not (self._done_here and self._peer_done.is_set()):
             try:
                 await self._begin_dissolving("it was begun before this engine started")
-                if keyring.identity.peer is None:
+                if keyring.identity.peer is None or keyring.identity.peer_dissolved:
                     self._peer_done.set()
                 if not self._peer_done.is_set():
                     answer = await self._ask("Dissolve", pb.DissolvePairRequest(), pb.DissolvePairResponse, DISSOLVE_S)
                     if answer.peer_done:
-                        self._peer_done.set()
+                        await self._peer_has_ended()
             except HaSyncError as failed:
                 if failed.sentence() != told:
                     told = failed.sentence()
@@ -332,7 +337,7 @@ class Life(life_pb2_grpc.LifeServiceServicer):
     async def peer_dissolves(self) -> tuple[str, ...]:
         """The other node has ended the pair, durably, and asks this one to."""
         await self._begin_dissolving("the other node has ended the pair")
-        self._peer_done.set()
+        await self._peer_has_ended()
         return self._removed
 
     @property
@@ -399,3 +404,7 @@ class _Answering:
 
 def _dissolved(identity: Identity) -> Identity:
     return replace(identity, dissolved=True)
+
+
+def _peer_dissolved(identity: Identity) -> Identity:
+    return replace(identity, peer_dissolved=True)

@@ -162,6 +162,11 @@ def test_an_upgrade_goes_step_by_step_and_no_other_way(pair: NetPair) -> None:
     pair.until_ready()
     assert pair.active is second
     assert step(first) == 5
+    # The new version's PBX migrates its database; the node that is upgraded next has it before its own does.
+    write_rows(f"{second.data}/config.db", "ALTER TABLE extension ADD COLUMN mobile")
+    write_rows(f"{second.data}/config.db", "INSERT INTO extension(number, name, mobile) VALUES('70', 'x', '0170')")
+    pair.until_ready()
+    assert read_rows(f"{first.data}/config.db", "SELECT mobile FROM extension WHERE number = '70'") == [("0170",)]
     with_firmware("2.0", first)
     pair.until_ready()
     until(lambda: step(first) == 7, "both are upgraded", pair.told)
@@ -299,11 +304,23 @@ def until_left(pair: NetPair, node: NetNode) -> None:
     until(lambda: is_left(node), f"{node.name} on its own", lambda: f"{traces(node)} {pair.told()}")
 
 
+def with_service(node: NetNode) -> str:
+    """One whose hooks say that they ran."""
+    log = node.file("hooks")
+    lines = [f"{verb} = {json.dumps(['/bin/sh', '-c', f'echo {verb} >>{log}'])}" for verb in ("start", "stop")]
+    return "\n".join(["[[service]]", 'name = "pbx"', *lines])
+
+
+def hooks(node: NetNode) -> list[str]:
+    return Path(node.file("hooks")).read_text().split()
+
+
 @pytest.mark.req("R8.1")
 def test_a_dissolved_pair_leaves_two_nodes_with_their_data_and_nothing_of_ours(tmp_path: Path) -> None:
-    with NetPair(str(tmp_path)) as pair:
+    with NetPair(str(tmp_path), sections=with_service) as pair:
         pair.start()
         active, standby = pair.roles
+        assert (hooks(active)[-1], hooks(standby)[-1]) == ("start", "stop")
         write_rows(f"{active.data}/config.db", "INSERT INTO extension(number, name) VALUES('77', 'x')")
         pair.until_ready()
         assert tool(standby, "pair", "dissolve", "--yes").code == 3
@@ -313,6 +330,7 @@ def test_a_dissolved_pair_leaves_two_nodes_with_their_data_and_nothing_of_ours(t
         assert (done.code, done.out.splitlines()[-1]) == (0, "the pair is dissolved"), done.err
         for node in pair.nodes.values():
             until_left(pair, node)
+            assert hooks(node)[-2:] == ["stop", "start"]
             assert read_rows(f"{node.data}/config.db", "SELECT name FROM extension WHERE number = '77'") == [("x",)]
             write_rows(f"{node.data}/config.db", "INSERT INTO extension(number, name) VALUES('78', 'y')")
             assert "enabled = false" in Path(node.file("ha.toml")).read_text()
@@ -347,3 +365,22 @@ def test_a_node_that_was_off_while_the_pair_was_dissolved_is_finished_when_it_co
         standby.power_on()
         for node in pair.nodes.values():
             until_left(pair, node)
+
+
+@pytest.mark.req("R8.1")
+def test_a_dissolving_that_is_cut_off_goes_on_when_the_engines_are_back(tmp_path: Path) -> None:
+    with NetPair(str(tmp_path)) as pair:
+        pair.start()
+        active, _ = pair.roles
+        line = [sys.executable, "-m", "ha_sync.cli", "pair", "dissolve", "--yes", "--config", active.file("sync.toml")]
+        asking = active.spawn(line, "dissolve")
+        until(lambda: active.status().role == "disabled", "the agent is off", pair.told)
+        for node in pair.nodes.values():
+            if node.runs(ENGINE):
+                node.signal(9, ENGINE)
+        asking.wait(60)
+        for node in pair.nodes.values():
+            node.start(ENGINE)
+        # Where both had heard of it, nothing is left to do; the one that had not learns it from the other.
+        for node in pair.nodes.values():
+            until(lambda node=node: not traces(node) and node.status().role == "disabled", "on its own", pair.told)  # type: ignore[misc]

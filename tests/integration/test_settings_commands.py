@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import pty
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,7 +18,7 @@ from ha_proto.agent.v1 import settings_pb2 as pb
 from ha_proto.agent.v1 import settings_pb2_grpc
 from tests.support.agent_process import Client, Process
 from tests.support.agent_settings import lone_settings
-from tests.support.client import Outcome, ha_sync
+from tests.support.client import HA_SYNC, ROOT, Outcome, ha_sync
 
 
 @pytest.fixture
@@ -94,3 +98,44 @@ async def test_what_is_shown_over_grpc_sets_the_same_again(agent: Process) -> No
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await stub.SetSettings(stale)
         assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+@pytest.mark.req("R1.10")
+async def test_the_ports_that_are_there_are_offered(agent: Process, tmp_path: Path) -> None:
+    dahdi = tmp_path / "dahdi"
+    dahdi.mkdir()
+    (dahdi / "1").write_text('Span 1: WCTDM/0 "Wildcard" (MASTER)\n\n\t   1 WCTDM/0/0 FXSKS\n\t   2 WCTDM/0/1 FXSKS\n')
+    text = agent.config.read_text().replace("[node]", f'[node]\ndahdi_dir = "{dahdi}"', 1)
+    agent.config.write_text(text)
+    agent.close()
+    agent.start()
+    async with Client(agent.socket_path) as client:
+        await client.until(lambda status: status.phase == "starting")
+    assert "on this machine: 1, 2" in settings(agent, "show", "ha", "--help-texts").out
+
+
+def asked(agent: Process, answer: str) -> int:
+    """``settings set`` at a terminal; its exit code."""
+    master, terminal = pty.openpty()
+    with subprocess.Popen(
+        [*HA_SYNC, "settings", "set", "gateway=none", "--agent-socket", str(agent.socket_path)],
+        stdin=terminal,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "proto")))},
+    ) as process:
+        os.close(terminal)
+        os.write(master, answer.encode())
+        process.communicate(timeout=60)
+        os.close(master)
+        return process.returncode
+
+
+@pytest.mark.req("R1.1")
+async def test_at_a_terminal_it_asks_and_saves_only_when_told_so(agent: Process) -> None:
+    before = agent.config.read_text()
+    assert await asyncio.to_thread(asked, agent, "n\n") != 0
+    assert agent.config.read_text() == before
+    assert await asyncio.to_thread(asked, agent, "y\n") == 0
+    assert 'gateway = "none"' in agent.config.read_text()

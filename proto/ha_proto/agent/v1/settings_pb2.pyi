@@ -112,7 +112,7 @@ class Setting(_message.Message):
     """on this node, now"""
     @_builtins.property
     def options(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """of a choice"""
+        """of a choice; of ha.fxo_ports those that this machine has"""
 
     def __init__(
         self,
