@@ -25,6 +25,7 @@ from ha_sync.capture.tree.session import TreeSession
 from ha_sync.capture.tree.standing import state_of
 from ha_sync.capture.tree.terms import Terms
 from ha_sync.capture.tree.told import Told
+from ha_sync.capture.tree.waiting import pass_fence, permitted
 from ha_sync.capture.tree.worker import RESUME_HINT, TreeWorker
 from ha_sync.catalogue.tree import Entry
 from ha_sync.config import TreeSettings
@@ -88,6 +89,7 @@ class TreeSource:
         self._linked_at = math.inf  # when the other names of hard links are looked for
         self._linked_last = -math.inf
         self.sent_bytes = 0
+        self._refused = ""
 
     # ---- life
 
@@ -373,6 +375,7 @@ class TreeSource:
     def rouse(self) -> None:
         """The terms have changed."""
         self._wake.set()
+        self._moved.set()
         if self._session is not None:
             self._session.rouse()
 
@@ -384,8 +387,9 @@ class TreeSource:
             await self._session.close()
         worker = self.worker
         await self._started_or_waiting()
-        if refusal := worker.terms.refusal:
-            raise Retryable("does not send", subject=self._settings.name, reason=refusal)
+        self._refused = await permitted(worker.terms, self._moved, told=self._refused)
+        if self._refused:
+            raise Retryable("does not send", subject=self._settings.name, reason=self._refused)
         journal = worker.journal
         answer = answer_to(applied=applied, captured=journal.captured, oldest_kept=Sequence(0))
         if not journal.peer_known:
@@ -452,7 +456,8 @@ class TreeSource:
         """Notices everything that was durable before the call. Raises OperatorNeeded where a guard holds it back."""
         await self._started.wait()
         if self._watcher is not None and not self._polling:
-            await self._fence()
+            watcher, place = self._watcher, os.fsencode(self._catalogue_path) + b".fence"
+            await pass_fence(lambda passed: self.run(lambda: watcher.fence(place, passed)), timeout_s=STOP_S)
         else:
             self._scan(b"", noticed=0.0)
             self._wake.set()
@@ -476,20 +481,6 @@ class TreeSource:
         """What is held back is sent when an operator says so: a barrier must not wait for that in silence."""
         if halted := self.worker.halted:
             raise OperatorNeeded("cannot replicate", subject=self._settings.name, reason=halted, hint=RESUME_HINT)
-
-    async def _fence(self) -> None:
-        passed = asyncio.Event()
-        loop, watcher = self._loop, self._watcher
-        assert loop is not None
-        assert watcher is not None
-        place = os.fsencode(self._catalogue_path) + b".fence"
-
-        def pass_on() -> None:
-            loop.call_soon_threadsafe(passed.set)
-
-        await self.run(lambda: watcher.fence(place, pass_on))
-        async with asyncio.timeout(STOP_S):
-            await passed.wait()
 
     def _cover(self) -> Position | None:
         """The position that covers everything noticed; None while something is held back or not handed out."""
