@@ -162,6 +162,16 @@ def test_what_is_not_replicated_is_not_seen_and_held_files_have_their_own_paths(
     active.close()
 
 
+def test_a_look_leaves_the_time_of_access_alone_where_it_may(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"x" * 1000)
+    os.utime(tmp_path / "f", ns=(1, 2))  # so old that a read would renew it
+    look = TreeLook(settings(str(tmp_path)), standby=False)
+    (_, seen) = look.see(look.between(None, b""), content=True)
+    look.close()
+    assert seen.hash == content_of(b"x" * 1000).hash
+    assert os.stat(tmp_path / "f").st_atime_ns == 1
+
+
 def test_a_look_leaves_no_descriptor_open(tmp_path: Path) -> None:
     made(str(tmp_path), [b"a/b/c/d", b"a/x", b"e"])
     before = len(os.listdir("/proc/self/fd"))

@@ -334,10 +334,16 @@ class _Reader:
     def __init__(self) -> None:
         self._buffer = memoryview(bytearray(BUFFER_BYTES))
         self._asks_cache = hasattr(os, "RWF_NOWAIT")
+        # A look at every file each night must not write every inode each night.
+        self._flags = _FILE | os.O_NOATIME
 
     def read(self, name: bytes, directory: int, size: int) -> tuple[int, bytes, bytes]:
         """A file's size, hash and attributes. The usual one is small and in the cache: four system calls, no detour."""
-        fd = os.open(name, _FILE, dir_fd=directory)
+        try:
+            fd = os.open(name, self._flags, dir_fd=directory)
+        except PermissionError:
+            self._flags = _FILE  # not ours: the time of access cannot be left alone
+            fd = os.open(name, _FILE, dir_fd=directory)
         try:
             got = -1
             if size < BLOCK_MIN and self._asks_cache:
