@@ -105,7 +105,7 @@ def test_a_beat_carries_what_was_told(gate: Gate) -> None:
     assert isinstance(answer, Heard)
     assert answer.at == 8.0
     assert answer.beat == BEAT
-    assert answer.told.firmware == "2.7?" + "x" * 20
+    assert answer.told.firmware == "2.7?" + "x" * 16
     assert (answer.told.lease_left_s, answer.told.faults) == (4.25, 5)
 
 
