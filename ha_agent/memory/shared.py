@@ -1,7 +1,8 @@
 """The version of the pair's shared settings that this node has, in ``<state_dir>/shared-settings.json``. Blocking.
 
-A version is (epoch, serial): the epoch of the Active that last changed them, and how often they were changed. A change
-that only a dead Active had loses against the epoch of the one that took over. Replaced whole, durable when stored.
+It is of one pair: what was known of another one is not known. A version is (epoch, serial): the epoch of the Active
+that last changed them, and how often they were changed. A change that only a dead Active had loses against the epoch of
+the one that took over. Replaced whole, durable when stored.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 
 from ha_agent.errors import OperatorNeeded
 from ha_agent.memory.book import write_whole
+from ha_agent.memory.membership import membership
 
 FILE_NAME = "shared-settings.json"
 BYTES_MAX = 1 << 21
@@ -53,7 +55,12 @@ class SharedStore:
     """One file, one writer."""
 
     def __init__(self, state_dir: str) -> None:
+        self._state_dir = state_dir
         self._path = os.path.join(state_dir, FILE_NAME)
+
+    def _cluster(self) -> str:
+        member = membership(self._state_dir)
+        return str(member.cluster_id) if member is not None else ""
 
     def read(self) -> Known:
         """Nothing known where it is not there, or cannot be understood: then the Active's word is taken again."""
@@ -61,13 +68,15 @@ class SharedStore:
             with open(self._path, "rb") as file:
                 facts = json.loads(file.read(BYTES_MAX))
             version = version_of(facts["version"])
+            if facts["cluster"] != self._cluster():
+                return Known()
             return Known(version=version or NO_VERSION, digest=str(facts["digest"]))
         except (OSError, ValueError, KeyError, TypeError):
             return Known()
 
     def store(self, known: Known) -> None:
         """Raises OperatorNeeded."""
-        facts = {"version": str(known.version), "digest": known.digest}
+        facts = {"cluster": self._cluster(), "version": str(known.version), "digest": known.digest}
         try:
             write_whole(self._path, json.dumps(facts, indent=1).encode() + b"\n")
         except OSError as failed:

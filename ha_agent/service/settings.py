@@ -36,6 +36,11 @@ READ_ONLY = (
     "is shared: change it on the Active; on a Standby only the peer's address and MAC and this node's own values"
 )
 
+OFF = (
+    "ha.enabled = false: HA rests on this node; triggers, guards and certificates of the pair stay. "
+    "`ha-sync pair dissolve` ends the pair on both nodes"
+)
+
 Report = Callable[[str, str, dict[str, Any]], Any]
 
 
@@ -81,6 +86,8 @@ class SettingsServicer(settings_pb2_grpc.SettingsServiceServicer):
             made = await asyncio.to_thread(saving.draft, self._path, changes)
             self._refuse(changes, made, request.file_digest)
             answer = _answer(made)
+            if self._running.pair is not None and made.settings is not None and made.settings.pair is None:
+                answer.warnings.append(OFF)
             answer.restart_needed = made.settings != self._running
             await self._count_calls(answer)
             if made.faults or request.dry_run:

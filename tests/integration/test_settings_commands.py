@@ -46,6 +46,9 @@ async def test_a_change_is_tried_saved_and_shown_and_needs_a_restart(agent: Proc
     assert "ha.heartbeat_timeout_s: 3 -> 5 (shared)" in tried.out
     assert "a restart of the agent, and with it of the services, is needed" in tried.out
 
+    off = settings(agent, "set", "enabled=false", "--dry-run")
+    assert "`ha-sync pair dissolve` ends the pair" in off.out
+
     unasked = settings(agent, "set", "heartbeat_timeout_s=5")
     assert (unasked.code, agent.config.read_text()) == (2, before)
     assert "--yes" in unasked.err

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import tomllib
+import uuid
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from ha_agent.settings import document, saving
 from ha_agent.settings.document import Change, place_of
 from ha_agent.settings.parse import settings_of
 from ha_proto.agent.v1 import settings_pb2 as pb
+from tests.support.agent_settings import pair_up
 
 FILE = """# of the site in Hall 3
 [ha]
@@ -194,6 +197,19 @@ def test_a_shared_value_that_was_changed_by_hand_is_put_back(file: Path, tmp_pat
     take_shared(str(file), store, shared("4.2", shared_text(ACTIVES)))
     file.write_text(file.read_text().replace("192.168.129.60/24", "192.168.129.61/24"))
     assert take_shared(str(file), store, shared("4.2", shared_text(ACTIVES))) == ("ha.cluster_ip",)
+
+
+@pytest.mark.req("R5", "R8.1")
+def test_what_was_known_of_another_pair_is_forgotten(file: Path, tmp_path: Path) -> None:
+    state = tmp_path / "primary" / "state"
+    pair_up(tmp_path, "primary")
+    store = SharedStore(str(state))
+    take_shared(str(file), store, shared("9.9", shared_text(ACTIVES)))
+    facts = state / "identity" / "identity.json"
+    facts.write_text(json.dumps(json.loads(facts.read_text()) | {"cluster_id": str(uuid.UUID(int=5))}))
+    assert store.read() == Known()
+    take_shared(str(file), store, shared("2.1", shared_text(FILE)))
+    assert store.read().version == Version(epoch=2, serial=1)
 
 
 def test_shared_settings_that_do_not_fit_this_node_are_refused_whole(file: Path, tmp_path: Path) -> None:
