@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from ha_proto.sync.v1 import control_pb2 as pb
 from ha_sync.sample.pair import LocalNode
+from tests.support.hanging_mount import HangingMount, cannot_hang
 from tests.support.storage_pair import STORAGE, StoragePair, cannot_mount, ended, sync, tree_of, until
 
 pytestmark = [
@@ -72,8 +74,6 @@ def test_a_sync_is_paused_resumed_and_cancelled(slow: StoragePair) -> None:
 
 def sent_after(node: LocalNode) -> int:
     """What was sent a moment later."""
-    import time
-
     time.sleep(0.5)
     return node.dataset("usb0").counts["sent_bytes"]
 
@@ -159,3 +159,31 @@ def test_after_a_switch_the_new_active_goes_on_with_a_storage_that_was_in_step(s
     assert (here / "on b").read_text() == "written on the new active"
     told = ended(slow.b)
     assert told["differing"] == 0
+
+
+@pytest.mark.skipif(bool(cannot_hang()), reason=cannot_hang() or "mounts")
+@pytest.mark.parametrize("side", [0, 1], ids=["active", "standby"])
+def test_a_storage_that_never_answers_holds_up_nobody_else(tmp_path: Path, side: int) -> None:
+    with StoragePair(tmp_path) as pair:
+        pair.mount()
+        pair.begin()
+        here, there = pair.places
+        (here / "a").write_text("a")
+        ended(pair.a)
+        node = pair.b if side else pair.a
+        silent = HangingMount(str(pair.places[side]))
+        try:
+            until(lambda: "no answer within" in node.command("storage", "list").stdout, "it is told")
+            # The rest of the node goes on, and so do changes of role.
+            Path(pair.a.place.root, "files", "one").write_text("1")
+            until(Path(pair.b.place.root, "files", "one").exists, "the other dataset flows")
+            code, told = sync(pair.a)
+            assert code == 6, told
+            pair.a.set_role("standby", 2)
+            pair.b.set_role("active", 2)
+            Path(pair.b.place.root, "files", "two").write_text("2")
+            until(Path(pair.a.place.root, "files", "two").exists, "the other way too")
+        finally:
+            silent.gone()
+        (there / "b").write_text("b")
+        until((here / "b").exists, "it goes on when it answers again", timeout_s=90)

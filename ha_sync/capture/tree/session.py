@@ -102,6 +102,6 @@ class TreeSession:
         self.rouse()
         if self._ahead is not None:
             with contextlib.suppress(Exception):
-                await self._ahead
+                await self._source.in_time(self._ahead)
         self._source.ended(self)
-        await self._source.run(self._source.worker.end)
+        await self._source.in_time(asyncio.ensure_future(self._source.run(self._source.worker.end)))

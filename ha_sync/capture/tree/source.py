@@ -90,6 +90,7 @@ class TreeSource:
         self._linked_last = -math.inf
         self.sent_bytes = 0
         self._refused = ""
+        self._hangs = False  # the thread did not come back in time
 
     # ---- life
 
@@ -137,14 +138,19 @@ class TreeSource:
             self._executor = None
 
     async def _ended(self, worker: TreeWorker) -> None:
-        ending = asyncio.ensure_future(self.run(lambda: self._end(worker)))
-        # The thread may wait for a server that does not answer: a change of roles does not.
-        done, _ = await asyncio.wait({ending}, timeout=HANGS_S if worker.terms.is_storage else None)
-        if done:
-            ending.result()
-        else:
+        if not await self.in_time(asyncio.ensure_future(self.run(lambda: self._end(worker)))):
             worker.abandoned = True
             self._report("error", "a storage does not answer and is given up", {"dataset": self._settings.name})
+
+    async def in_time(self, work: asyncio.Future[T]) -> bool:
+        """Whether work of the thread ended. That of a storage may wait for a server: a change of roles does not."""
+        if self._settings.storage is not None:
+            done, _ = await asyncio.wait({work}, timeout=0.0 if self._hangs else HANGS_S)
+            self._hangs = not done
+            if self._hangs:
+                return False
+        await work
+        return True
 
     def _end(self, worker: TreeWorker) -> None:
         if self._watcher is not None:
