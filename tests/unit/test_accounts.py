@@ -27,7 +27,11 @@ def test_only_the_password_matches_and_no_two_secrets_are_alike() -> None:
     assert "horse" not in SECRET
 
 
-@pytest.mark.parametrize("secret", ["", "scrypt$15$8$3$x$y", SECRET.replace("$15$", "$30$"), SECRET + "!", "plain"])
+@pytest.mark.parametrize(
+    "secret",
+    ["", "scrypt$15$8$3$x$y", SECRET.replace("$15$", "$30$"), SECRET + "!", "plain"],
+    ids=["empty", "no base64", "a cost that is too high", "a sign too many", "plain"],
+)
 def test_a_text_that_is_no_secret_matches_nothing(secret: str) -> None:
     assert problem_of(secret)
     assert not matches(secret, "correct horse")
