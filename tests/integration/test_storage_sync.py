@@ -151,6 +151,17 @@ def test_another_disk_in_the_place_is_not_taken_for_it(tmp_path: Path) -> None:
         pair.disks[0].mount(here)
         (here / "back").write_text("x")
         until((there / "back").exists, "the right one is back")
+        # An operator takes the other one: it is the storage from now on.
+        pair.disks[0].unmount(here)
+        until(lambda: "nothing is mounted" in pair.a.dataset("usb0").reason, "it is away again")
+        assert pair.a.command("resume", "usb0", "--accept-deletes", check=False).returncode == 3
+        other.mount(here)
+        pair.disks.append(other)
+        (here / "on another").write_text("y")
+        until(lambda: "marker" in pair.a.dataset("usb0").reason, "the other one is there again")
+        pair.a.command("resume", "usb0", "--accept-deletes")
+        until((there / "on another").exists, "it is taken")
+        assert (there / "back").exists()
 
 
 def test_one_filesystem_mounted_on_both_nodes_is_shared_and_nothing_is_copied(tmp_path: Path) -> None:

@@ -516,7 +516,7 @@ class TreeSource:
     async def resume(self, *, accept_deletes: bool) -> None:
         """Goes on after a halt."""
         worker = self.worker
-        if not worker.halted:
+        if not worker.halted and not (accept_deletes and worker.terms.away):
             raise WrongState("nothing to resume", subject=self._settings.name, reason="the dataset is not halted")
         if not await self.run(lambda: worker.resume(accept_deletes=accept_deletes)):
             raise WrongState("cannot resume", subject=self._settings.name, reason="its root is not there")

@@ -156,6 +156,8 @@ class TreeWorker:
 
     def resume(self, *, accept_deletes: bool) -> bool:
         """Goes on after a halt; the caller scans the whole tree afterwards. False where there is no root."""
+        if self.terms.gone():
+            return False
         self.halted = ""
         self.leave_root()
         try:
@@ -257,8 +259,7 @@ class TreeWorker:
         reason = self.guard.look()
         if not reason and self._accepted is Accepted.NOTHING:
             reason = self.guard.deleting(files, now=time.monotonic())
-        gone = self.terms.is_storage and bool(reason) and bool(self.guard.look())
-        if reason and not (gone and not self._disbelieved(reason)):
+        if reason and not (self.terms.is_storage and self.guard.look() and not self._disbelieved(reason)):
             self.halt(reason)
 
     def _rooted(self) -> Root:
