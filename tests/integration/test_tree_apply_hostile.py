@@ -44,7 +44,21 @@ def changed(part: Part, **fields: object) -> Part:
     return part
 
 
+def moved(*moves: tuple[int, int, int], **fields: object) -> Part:
+    """A file of 300,000 bytes of which nothing comes but where it stands."""
+    change, payload = put_blocks(b"a", bytes(300_000), (), **fields)
+    change.moves.extend(pb.TreeMove(offset=offset, source=source, length=length) for offset, source, length in moves)
+    return change, payload
+
+
 BAD: list[Callable[[], Part]] = [
+    lambda: moved((0, 0, 300_001)),
+    lambda: moved((0, 0, 0)),
+    lambda: moved((100, 0, 100), (150, 0, 100)),
+    lambda: moved((0, 2**63, 100)),
+    lambda: moved((0, 0, 100), copy_from=b"b"),
+    lambda: moved((0, 0, 100), more=True),
+    lambda: moved(*((number, 0, 1) for number in range(5000))),
     *(
         (lambda path=path: put(path, b"x"))  # type: ignore[misc]
         for path in (
