@@ -64,7 +64,7 @@ class EngineLink:
         self._reported_at = float("-inf")
         self._role: pb.RoleDirective | None = None
         self._paths: tuple[pb.PeerPath, ...] = ()
-        self._shared_version = ""
+        self._beside = {"shared_version": "", "hold": ""}
         self._quiescing: _Quiescing | None = None
         self._told = {"model": model, "firmware": firmware}
         self._restoring = False
@@ -84,7 +84,7 @@ class EngineLink:
             epoch=epoch,
             active_at=active_at,
             paths=self._paths,
-            shared_version=self._shared_version,
+            **self._beside,
             **self._told,
         )
         self._send(pb.Directive(role=self._role))
@@ -104,13 +104,20 @@ class EngineLink:
 
     def tell_shared(self, version: str) -> None:
         """Which of the pair's settings this node has. Where that has changed, the role is said again with it."""
-        if version == self._shared_version:
+        self._tell_beside("shared_version", version)
+
+    def tell_hold(self, reason: str) -> None:
+        """Why nothing may be streamed from the other node, or that it may (""). Said again like the paths."""
+        self._tell_beside("hold", reason)
+
+    def _tell_beside(self, name: str, value: str) -> None:
+        if value == self._beside[name]:
             return
-        self._shared_version = version
+        self._beside[name] = value
         if self._role is not None:
             role = pb.RoleDirective()
             role.CopyFrom(self._role)
-            role.shared_version = version
+            setattr(role, name, value)
             self._role = role
             self._send(pb.Directive(role=role))
 

@@ -26,7 +26,7 @@ from ha_agent.arbiter.actions import Action
 from ha_agent.arbiter.beat import beat_of
 from ha_agent.arbiter.state import Engine, State
 from ha_agent.arbiter.step import step
-from ha_agent.arbiter.values import SERVING, Digest, Epoch, Mac, Phase, Station
+from ha_agent.arbiter.values import SERVING, Digest, Epoch, Mac, Phase, Reason, Station
 from ha_agent.cluster_ip.links import Change, Overflow
 from ha_agent.cluster_ip.netlink import AddressFacts, LinkFacts
 from ha_agent.health import HealthVector
@@ -217,6 +217,8 @@ class Agent:
         for change in parts.channel.look():
             parts.chronicle.path(parts.channel.name(change.path), change.after)
         parts.engine.tell_paths(parts.peer_paths.as_directed((one.name, one.way) for one in parts.channel.paths()))
+        apart = Reason.SCHEMA_APART in self.state.contradictions
+        parts.engine.tell_hold(Reason.SCHEMA_APART.value if apart else "")
         parts.chronicle.quiet(parts.channel.standing())
         self._deeds.look_whether_held(unless_seen_since=self.state.now - LOOK_EVERY_S)
 

@@ -38,6 +38,7 @@ RETRY_S = 0.2
 ROLE_RETRY_S = 1.0
 PATHS_MAX = 32  # more are not looked at
 SOCKET_NAME = "agent.sock"
+HOLDS = {"schema_apart": "the two nodes share no data layout: upgrade the older one"}
 CHANNEL_OPTIONS = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500))
 
 
@@ -132,6 +133,7 @@ class AgentLink:
         if kind == "role":
             self._link.direct(_paths(directive.role))
             self.shared_version = directive.role.shared_version
+            self._link.hold(HOLDS.get(directive.role.hold, directive.role.hold))
             facts = (directive.role.role, directive.role.epoch, directive.role.active_at)
             # Only the paths are news: a quiesce that runs goes on, and what was refused is not refused once more.
             if facts == self._directed:

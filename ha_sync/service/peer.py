@@ -21,7 +21,7 @@ from ha_sync.config.settings import DEFAULT_PEER_PORT
 from ha_sync.core.dataset import DatasetName, Report, Role
 from ha_sync.core.paths import Heard, Paths, PeerPath, Why, at_port, host_of
 from ha_sync.core.position import Epoch
-from ha_sync.errors import HaSyncError, PeerUnreachable, Refused
+from ha_sync.errors import HaSyncError, PeerUnreachable, Refused, WrongState
 from ha_sync.node import Node
 from ha_sync.pairing.diagnosis import diagnose
 from ha_sync.pairing.identity import Peer
@@ -91,6 +91,7 @@ class PeerLink:
         self._paths = Paths()
         self._told: set[str] = set()  # addresses of which it was reported that they fail
         self._news = asyncio.Event()  # set and replaced whenever a stream may have to move
+        self._held = ""
         self._failures = 0
         self._diagnosis = ""
         self._diagnosed_at = float("-inf")
@@ -102,6 +103,12 @@ class PeerLink:
         self._directed = paths
         self._refresh()
         self._announce()
+
+    def hold(self, reason: str) -> None:
+        """The agent's word that nothing may be streamed from the other node, and why; "": it may."""
+        if reason != self._held:
+            self._held = reason
+            self._announce()
 
     def agent_lost(self) -> None:
         """Nobody listens to the beats any more: what was heard of the paths is old."""
@@ -151,6 +158,8 @@ class PeerLink:
 
     @contextlib.asynccontextmanager
     async def _call(self, method: str = f"/{SERVICE}/Replicate") -> AsyncIterator[Call]:
+        if self._held:
+            raise WrongState("the stream is held", reason=self._held)
         async with self._reached() as (path, channel, _):
             call = channel.stream_stream(method, _same, _same)(None)
             try:
@@ -177,6 +186,8 @@ class PeerLink:
         """Returns, with the reason, when a stream on that path has to go by another."""
         while True:
             news = self._news
+            if self._held:
+                return f"held: {self._held}"
             lost = self._paths.must_leave(path.address, now=self._clock())
             if lost is not None:
                 return f"{path}: {lost.value}"

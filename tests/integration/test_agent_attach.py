@@ -79,7 +79,12 @@ class FakeLink:
 
     def __init__(self) -> None:
         self.said: list[tuple[AgentPath, ...]] = []
+        self.holds = [""]
         self.lost = 0
+
+    def hold(self, reason: str) -> None:
+        if reason != self.holds[-1]:
+            self.holds.append(reason)
 
     def direct(self, paths: tuple[AgentPath, ...]) -> None:
         self.said.append(paths)
@@ -488,6 +493,21 @@ async def test_the_engine_is_told_of_the_paths_with_its_role_and_whenever_they_c
         assert [path.heard for path in link.said[1]] == [Heard.UNKNOWN, Heard.SILENT]
         assert node.taken == [("standby", 3)], "the role is the same"
     assert link.lost == 0
+
+
+@pytest.mark.req("R7")
+async def test_the_engine_is_told_to_hold_its_streams_and_that_they_may_go_on(ends: Ends) -> None:
+    node, link = FakeNode(), FakeLink()
+    ends.link.direct("standby", 3, active_at="")
+    async with attached(ends.path, node, link=link):
+        await ends.until(lambda: node.taken == [("standby", 3)])
+        ends.link.tell_hold("schema_apart")
+        ends.link.tell_hold("schema_apart")  # nothing new
+        await ends.until(lambda: len(link.holds) == 2)
+        ends.link.tell_hold("")
+        await ends.until(lambda: len(link.holds) == 3)
+    assert link.holds == ["", "the two nodes share no data layout: upgrade the older one", ""]
+    assert node.taken == [("standby", 3)], "the role is the same"
 
 
 async def test_half_a_path_is_none(ends: Ends) -> None:

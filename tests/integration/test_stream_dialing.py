@@ -274,3 +274,21 @@ def test_without_agents_the_addresses_of_sync_toml_are_tried_in_order(relayed: t
     ]
     assert all(one.stream_address.startswith("[::1]:") for one in pair.a.status().datasets)
     assert MOVED in pair.b.command("logs", "events").stdout
+
+
+@pytest.mark.req("R7")
+async def test_a_stream_is_held_while_the_agent_says_that_the_data_layouts_are_apart(nodes: SimpleNamespace) -> None:
+    async with answering(nodes.a, "127.0.0.3") as addresses:
+        dialer = Dialer(nodes.b, *addresses)
+        async with dialer.link.dial(DatasetName("cdr"))() as call:
+            await call.write(subscribe())
+            assert await call.read() == ANSWER
+            leaving = asyncio.create_task(call.time_to_leave(lambda: True))
+            dialer.link.hold("layouts")
+            async with asyncio.timeout(20):
+                assert await leaving == "held: layouts"
+        with pytest.raises(HaSyncError, match="held: layouts"):
+            await dialer.stream()
+        assert (await dialer.link.describe()).node_id == nodes.a.node_id  # what is no data goes on
+        dialer.link.hold("")
+        assert await dialer.stream() == addresses[0]

@@ -313,6 +313,7 @@ class RoleDirective(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     FIRMWARE_FIELD_NUMBER: _builtins.int
     SHARED_VERSION_FIELD_NUMBER: _builtins.int
+    HOLD_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """active | standby"""
     epoch: _builtins.int
@@ -324,6 +325,8 @@ class RoleDirective(_message.Message):
     firmware: _builtins.str
     shared_version: _builtins.str
     """of the pair's settings that this node has; empty: none, or its file was changed by hand"""
+    hold: _builtins.str
+    """why nothing may be streamed from the other node: schema_apart; empty: it may"""
     @_builtins.property
     def paths(self) -> _containers.RepeatedCompositeFieldContainer[Global___PeerPath]:
         """to the other node, the best first; said again whenever it changes"""
@@ -338,10 +341,11 @@ class RoleDirective(_message.Message):
         model: _builtins.str = ...,
         firmware: _builtins.str = ...,
         shared_version: _builtins.str = ...,
+        hold: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_at", b"active_at", "epoch", b"epoch", "firmware", b"firmware", "model", b"model", "paths", b"paths", "role", b"role", "shared_version", b"shared_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_at", b"active_at", "epoch", b"epoch", "firmware", b"firmware", "hold", b"hold", "model", b"model", "paths", b"paths", "role", b"role", "shared_version", b"shared_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
