@@ -489,7 +489,7 @@ class Node:
         try:
             async with asyncio.timeout(None if deadline is None else max(0.0, deadline - time.monotonic())):
                 target = await source.settled()
-                while not _covers(source.report().acknowledged, target):
+                while not _covers(source.report(), target):
                     async with self._acknowledged:
                         with contextlib.suppress(TimeoutError):
                             async with asyncio.timeout(0.25):
@@ -584,9 +584,10 @@ class Node:
         return [(item.settings.name, item.settings.kind.value) for item in self._endpoints.values()]
 
 
-def _covers(acknowledged: Position | None, target: Position) -> bool:
-    if target.sequence == 0:
+def _covers(report: DatasetReport, target: Position) -> bool:
+    if report.absent or target == NOWHERE:  # there is nothing
         return True
+    acknowledged = report.acknowledged  # without a change too there are contents, of which the Standby may have nothing
     return acknowledged is not None and acknowledged.resumes(target) and acknowledged.sequence >= target.sequence
 
 

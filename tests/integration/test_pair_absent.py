@@ -39,3 +39,17 @@ def test_datasets_that_do_not_exist_yet_are_told_apart_from_those_that_are_behin
         there = pair.b.place.root
         assert read_rows(f"{there}/astdb.sqlite3", "SELECT * FROM astdb") == [("/cidname/100", "Ann")]
         until(lambda: Path(there, "files", "f").read_text() == "x", "the file")
+
+
+@pytest.mark.req("R22")
+def test_the_barrier_waits_for_contents_that_nobody_has_changed_yet(tmp_path: Path) -> None:
+    with LocalPair(str(tmp_path), small_toml) as pair:
+        furnish(pair.a.place.root)
+        pair.pair_up()
+        pair.a.until(lambda: pair.a.dataset("config").reason == "no standby is connected", "capture of the rows")
+        missing = pair.a.wait_replicated(timeout_s=0.3)
+        assert any(text.startswith("config: ") for text in missing), missing
+        pair.b.serve("standby", 1)
+        assert pair.a.wait_replicated() == ()
+        tables = "SELECT name FROM sqlite_schema WHERE name = 'extension'"
+        assert read_rows(f"{pair.b.place.root}/config.db", tables) == [("extension",)]
