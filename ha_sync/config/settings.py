@@ -110,7 +110,7 @@ class StorageSettings:
 
     medium: Medium
     mode: Mode = Mode.ADD_ONLY
-    rate_mib_per_s: int = 50  # of what is sent and compared, so that calls do not suffer; 0: no bound
+    rate_mib_per_s: int = 30  # of what is sent and compared, so that calls do not suffer; 0: no bound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

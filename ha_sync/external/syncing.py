@@ -17,7 +17,7 @@ from typing import Any, Protocol, cast
 from ha_sync.core.examine import Examined, Examiner, Peer, Run
 from ha_sync.errors import Refused, Retryable
 
-LOOK_S = 0.2
+LOOK_S = 0.1
 PEER_QUIET_S = 20.0
 """So long the stream may be away before the run waits for the Standby as a whole."""
 
@@ -116,24 +116,20 @@ class StorageSync:
     async def _sent(self, run: Run) -> None:
         """Everything is durable on the Standby; progress meanwhile."""
         run.in_phase("sending")
+        watch = _Watch(self._name, self._stream)
+        # A barrier asks again and again: in a full sync it would only be in the way.
+        while self._stream.in_full_sync:
+            await self._pace(run)
+            await asyncio.sleep(LOOK_S)
+            watch.look()
+            run.sending(objects=watch.sent, content_bytes=watch.sent_bytes)
+            self._told += watch.sent
         barrier = asyncio.ensure_future(self._stream.replicated())
-        quiet_s = 0.0
-        sent_bytes = self._stream.sent_bytes
         try:
             while not barrier.done():
                 await self._pace(run)
                 await asyncio.wait({barrier}, timeout=LOOK_S)
-                if self._stream.away:
-                    raise Retryable("stopped", subject=self._name, reason=self._stream.away)
-                quiet_s = 0.0 if self._stream.connected else quiet_s + LOOK_S
-                if quiet_s > PEER_QUIET_S:
-                    raise Retryable("cannot send", subject=self._name, reason="the standby does not take it")
-                sent = max(0, self._stream.objects - self._stream.backlog)
-                now = self._stream.sent_bytes
-                if self._stream.in_full_sync:
-                    run.sending(objects=max(0, sent - self._told), content_bytes=max(0, now - sent_bytes))
-                    self._told = max(self._told, sent)
-                sent_bytes = now
+                watch.look()
             barrier.result()
         finally:
             barrier.cancel()
@@ -152,6 +148,30 @@ class StorageSync:
         finally:
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
+
+
+class _Watch:
+    """What has gone since the last look, and whether it goes at all."""
+
+    def __init__(self, name: str, stream: Streamed) -> None:
+        self._name = name
+        self._stream = stream
+        self._quiet_s = 0.0
+        self._objects = 0
+        self._bytes = stream.sent_bytes
+        self.sent = self.sent_bytes = 0
+
+    def look(self) -> None:
+        """Raises Retryable where the storage or the Standby is away."""
+        stream = self._stream
+        if stream.away:
+            raise Retryable("stopped", subject=self._name, reason=stream.away)
+        self._quiet_s = 0.0 if stream.connected else self._quiet_s + LOOK_S
+        if self._quiet_s > PEER_QUIET_S:
+            raise Retryable("cannot send", subject=self._name, reason="the standby does not take it")
+        objects, size = max(self._objects, stream.objects - stream.backlog), stream.sent_bytes
+        self.sent, self.sent_bytes = objects - self._objects, max(0, size - self._bytes)
+        self._objects, self._bytes = objects, size
 
 
 class _Afterwards:

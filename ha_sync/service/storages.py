@@ -45,6 +45,7 @@ from ha_sync.service.tidings import Trouble
 SERVICE = "ha_proto.sync.v1.StorageService"
 EXCHANGE_S = 3.0
 CALL_S = 5.0
+AGAIN_S = 0.1
 FRESH_S = 15.0
 """A sync begins on what the other node told at most so long ago."""
 
@@ -260,14 +261,18 @@ class Storages:
         before = next(one for one in self._there.found if one.name == name) if self._there else None
         assert before is not None
         question = pb.StorageQuestion(found=True).SerializeToString()
+        trouble = "no answer"
         try:
             async with asyncio.timeout(CALL_S):
-                chunks = [chunk async for chunk in self._desk.ask(DatasetName(name), question)]
+                while True:
+                    try:
+                        chunks = [chunk async for chunk in self._desk.ask(DatasetName(name), question)]
+                        return found_from_wire(pb.FoundStorage.FromString(b"".join(chunks)))
+                    except Retryable as error:  # its engine has just begun, or its line was cut
+                        trouble = error.reason or trouble
+                        await asyncio.sleep(AGAIN_S)
         except TimeoutError:
-            return replace(before, trouble=f"no answer within {CALL_S:g} s")
-        except Retryable as error:
-            return replace(before, trouble=error.reason or "no answer")
-        return found_from_wire(pb.FoundStorage.FromString(b"".join(chunks)))
+            return replace(before, trouble=f"{trouble} within {CALL_S:g} s")
 
     async def _plan(
         self, name: DatasetName, peer: Peer, *, told: Callable[[Plan], None] = lambda _: None, run: Run | None = None

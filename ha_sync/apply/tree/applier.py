@@ -115,6 +115,9 @@ class Applier:
         self._unfinished = bool(self.catalogue.intent())
         self._settled = not self._unfinished
         self._names = 0
+        # Where calls must not suffer much is not synced at once, either.
+        bounded = settings.storage is not None and settings.storage.rate_mib_per_s > 0
+        self._bulk_s = BATCH_S_MAX if bounded else BATCH_BULK_S_MAX
         self._session = os.urandom(6).hex().encode("ascii")
 
     def unused_name(self) -> bytes:
@@ -282,7 +285,7 @@ class Applier:
             try:
                 while (piece := take()) is not None:
                     self._stage(tree, piece)
-                    if self._batch.full or clock() - began > (BATCH_S_MAX if piece.consistent else BATCH_BULK_S_MAX):
+                    if self._batch.full or clock() - began > (BATCH_S_MAX if piece.consistent else self._bulk_s):
                         self._commit(tree, now=clock())
                         began = clock()
             except Exception as error:  # noqa: BLE001 - every failure is handed on; whole groups before it still count

@@ -291,7 +291,8 @@ class FullBackup:
         result, reason = Result.FAILED, "internal error"
         unreachable = False
         try:
-            await self.noted(run.state.begun_unix_s)
+            if self._purpose.announced:
+                await self.noted(run.state.begun_unix_s)
             await self.store(run.state)
             await self._await_peer(run, PEER_WAIT_S[Trigger(run.state.trigger)])
             if self._purpose.announced:
