@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -103,6 +104,18 @@ def test_what_is_written_to_the_standbys_storage_is_noticed_and_stays(pair: Stor
     assert (there / "stranger.txt").read_text() == "from a laptop"
 
 
+@contextlib.contextmanager
+def holding_a_device(folder: Path) -> Iterator[None]:
+    """The loop device that would be next is taken: what is mounted now gets another number."""
+    with (folder / "spare").open("wb") as file:
+        file.truncate(1024 * 1024)
+    found = subprocess.run(["losetup", "--find", "--show", str(folder / "spare")], check=True, capture_output=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["losetup", "-d", found.stdout.decode().strip()], check=True)
+
+
 def test_a_storage_that_is_not_mounted_is_refused_and_never_an_empty_disk(tmp_path: Path) -> None:
     with StoragePair(tmp_path) as pair:
         pair.mount()
@@ -118,8 +131,9 @@ def test_a_storage_that_is_not_mounted_is_refused_and_never_an_empty_disk(tmp_pa
         assert tree_of(there) == before
         assert "the storage is not there" in pair.a.command("logs", "events").stdout
         assert pair.a.wait_replicated() == ()  # the rest of the node does not wait for it
-        # Back, with a file more: it goes on by itself.
-        pair.disks[0].mount(here)
+        # Back as another device, with a file more: it goes on by itself.
+        with holding_a_device(tmp_path):
+            pair.disks[0].mount(here)
         (here / "while away").write_text("x")
         until((there / "while away").exists, "it goes on")
         # The Standby's is pulled out.

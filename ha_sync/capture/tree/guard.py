@@ -57,10 +57,13 @@ class Filesystem:
         """For the catalogue."""
         return f"{self.kind}:{self.fsid}:{self.device}:{self.boot}"
 
-    def is_same(self, stored: str) -> bool:
-        """Whether the stored one is this one, as far as that can be known across a reboot."""
+    def is_same(self, stored: str, *, removable: bool = False) -> bool:
+        """Whether the stored one is this one, as far as that can be known across a reboot.
+
+        A ``removable`` one comes back as another device.
+        """
         kind, fsid, device, boot = stored.split(":")
-        if boot == self.boot:
+        if boot == self.boot and not removable:
             return (kind, int(fsid), int(device)) == (self.kind, self.fsid, self.device)
         if self.kind in STABLE_IDS or kind in STABLE_IDS:
             return (kind, int(fsid)) == (self.kind, self.fsid)
@@ -76,8 +79,9 @@ def boot_id() -> str:
 class RootGuard:
     """The root's identity, and how much was deleted."""
 
-    def __init__(self, root: Root, catalogue: TreeCatalogue, *, percent: int) -> None:
+    def __init__(self, root: Root, catalogue: TreeCatalogue, *, percent: int, removable: bool = False) -> None:
         self._root = root
+        self._removable = removable
         self._catalogue = catalogue
         self._percent = percent
         status = os.fstat(root.fd)
@@ -101,7 +105,7 @@ class RootGuard:
             return "the root has lost its marker: is the right filesystem mounted?"
         if here != known:
             return "the root's marker belongs to another tree"
-        if stored is not None and not self._filesystem().is_same(stored):
+        if stored is not None and not self._filesystem().is_same(stored, removable=self._removable):
             return "the root is on another filesystem than before"
         self._catalogue.put(_FILESYSTEM, self._filesystem().text())
         return ""

@@ -145,7 +145,7 @@ class TreeSource:
     async def in_time(self, work: asyncio.Future[T]) -> bool:
         """Whether work of the thread ended. That of a storage may wait for a server: a change of roles does not."""
         if self._settings.storage is not None:
-            done, _ = await asyncio.wait({work}, timeout=0.0 if self._hangs else HANGS_S)
+            done, _ = await asyncio.wait({work}, timeout=HANGS_S / 20 if self._hangs else HANGS_S)
             self._hangs = not done
             if self._hangs:
                 return False

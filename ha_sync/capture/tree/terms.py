@@ -8,11 +8,13 @@ fields may be read from the event loop.
 
 from __future__ import annotations
 
+from ha_sync.capture.tree.guard import RootGuard
 from ha_sync.capture.tree.told import Event
 from ha_sync.catalogue.tree import ADMITTED, TreeCatalogue
 from ha_sync.config import TreeSettings
 from ha_sync.core.representation import EVERYTHING, Holding, holding_of
 from ha_sync.errors import Retryable
+from ha_sync.files.confine import Root
 from ha_sync.files.mounts import LOST, not_mounted
 
 RACY_NS = 20_000_000
@@ -55,6 +57,11 @@ class Terms:
         self.admitted = admitted
 
     # ---- whether it is there
+
+    def guard_of(self, root: Root) -> RootGuard:
+        """What says whether an open root is the one that it was."""
+        percent = self._settings.mass_delete_percent
+        return RootGuard(root, self._catalogue, percent=percent, removable=self.is_storage)
 
     def gone(self) -> bool:
         """Whether nothing is mounted at the path of a storage."""

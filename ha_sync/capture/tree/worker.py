@@ -116,7 +116,7 @@ class TreeWorker:
         except OSError as error:
             self.terms.went(f"it cannot be opened: {error.strerror}")
             return False
-        self.guard = RootGuard(self.root, self.catalogue, percent=self._settings.mass_delete_percent)
+        self.guard = self.terms.guard_of(self.root)
         try:
             reason = self.guard.enter()
         except OSError as error:
@@ -164,7 +164,7 @@ class TreeWorker:
             self.root = Root(self._settings.path)
         except OSError:
             return False
-        self.guard = RootGuard(self.root, self.catalogue, percent=self._settings.mass_delete_percent)
+        self.guard = self.terms.guard_of(self.root)
         if accept_deletes:
             self.guard.adopt()
         elif reason := self.guard.enter():
