@@ -6,10 +6,14 @@ One event loop. What an endpoint holds is changed by ``node`` alone.
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import dataclass, field
 
+from ha_sync.apply.tree.trash import remove_tree
 from ha_sync.config import DatasetSettings
+from ha_sync.config.settings import Kind
 from ha_sync.core.dataset import DatasetReport, Sink, Source
+from ha_sync.files.places import MARKER, PARTIAL, STAGE, TRASH
 from ha_sync.stream.subscriber import Subscriber
 
 
@@ -62,3 +66,20 @@ def take_tasks(endpoint: Endpoint) -> list[asyncio.Task[None]]:
     if endpoint.publishing is not None:
         tasks.append(endpoint.publishing)
     return tasks
+
+
+def remove_hidden(settings: DatasetSettings) -> tuple[str, ...]:
+    """The mark of a folder and what is hidden in it; held call files are the PBX's and stay. Blocking."""
+    if settings.kind is not Kind.TREE:
+        return ()
+    try:
+        folder = os.open(settings.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return ()
+    try:
+        found = [name for name in (STAGE, PARTIAL, TRASH, MARKER) if os.fsdecode(name) in os.listdir(folder)]
+        for name in found:
+            remove_tree(folder, name)
+        return tuple(os.path.join(settings.path, os.fsdecode(name)) for name in found)
+    finally:
+        os.close(folder)

@@ -38,7 +38,7 @@ from ha_sync.core.dataset import (
 from ha_sync.core.position import NOWHERE, Epoch, Position
 from ha_sync.core.standing import DatasetStanding, Standing, standing_of
 from ha_sync.divergence.keeper import Keeper
-from ha_sync.endpoint import DatasetStatus, Endpoint, Membership, Stillness, take_tasks
+from ha_sync.endpoint import DatasetStatus, Endpoint, Membership, Stillness, remove_hidden, take_tasks
 from ha_sync.errors import ConfigFault, Fenced, HaSyncError, OperatorNeeded, Refused, Retryable, WrongState
 from ha_sync.stream.full_sync import FullSyncWatch
 from ha_sync.stream.gate import Gate
@@ -571,7 +571,7 @@ class Node:
         elif end is None:
             end = endpoint.sink = self._new_sink(endpoint.settings)
             await end.open(self._state.stored.promised, active_at=self._active_at())
-        return tuple(await end.detach())
+        return (*await end.detach(), *await asyncio.to_thread(remove_hidden, endpoint.settings))
 
     async def _end_tasks(self, endpoint: Endpoint) -> None:
         tasks = take_tasks(endpoint)

@@ -247,13 +247,15 @@ class Life(life_pb2_grpc.LifeServiceServicer):
                     hint="on the Active; where that is gone for good, here with --without-peer",
                 )
             await self._link.describe()  # raises PeerUnreachable: then nothing was begun
-        await self._begin_dissolving("an administrator dissolves the pair")
+        await self._mark("an administrator dissolves the pair")
         if peer is None or request.without_peer:
             await self._peer_has_ended()
         else:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(DISSOLVE_S):
-                    await self._peer_done.wait()
+            await self._peer_first()
+        await self._begin_dissolving("an administrator dissolves the pair")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DISSOLVE_S):
+                await self._peer_done.wait()
         return pb.DissolvePairResponse(removed=self._removed, peer_done=self._peer_done.is_set())
 
     async def _begin_dissolving(self, why: str) -> None:
@@ -261,15 +263,26 @@ class Life(life_pb2_grpc.LifeServiceServicer):
         async with self._one_at_a_time:
             if self._done_here:
                 return
-            keyring = self._paired()
-            if not keyring.identity.dissolved:
-                self._report("warning", "the pair is dissolved", {"reason": why})
-                await asyncio.to_thread(keyring.change_facts, _dissolved)
+            await self._mark(why)
             removed = list(await self._agent_off())
             removed += await self._node.leave()
             self._removed = tuple(removed)
             self._done_here = True
             self.dissolving.set()
+
+    async def _mark(self, why: str) -> None:
+        """Durable before anything else: from here on there is no way back."""
+        keyring = self._paired()
+        if not keyring.identity.dissolved:
+            self._report("warning", "the pair is dissolved", {"reason": why})
+            await asyncio.to_thread(keyring.change_facts, _dissolved)
+
+    async def _peer_first(self) -> None:
+        """A Standby that only saw its Active leave would take over; one that is not reached is told later."""
+        with contextlib.suppress(HaSyncError):
+            answer = await self._ask("Dissolve", pb.DissolvePairRequest(), pb.DissolvePairResponse, DISSOLVE_S)
+            if answer.peer_done:
+                await self._peer_has_ended()
 
     async def _peer_has_ended(self) -> None:
         """Durable before it is used: a node that forgot it would ask one that is not there any more."""
@@ -296,6 +309,8 @@ class Life(life_pb2_grpc.LifeServiceServicer):
                     await self.dissolving.wait()
             keyring = self._keyring()
         told = ""
+        if not self._done_here and keyring.identity.peer is not None and not keyring.identity.peer_dissolved:
+            await self._peer_first()
         while not (self._done_here and self._peer_done.is_set()):
             try:
                 await self._begin_dissolving("it was begun before this engine started")

@@ -285,7 +285,9 @@ def traces(node: NetNode) -> list[str]:
     found = []
     with sqlite3.connect(f"{node.data}/config.db") as connection:
         found += [name for (name,) in connection.execute("SELECT name FROM sqlite_schema") if "_ha" in name]
-    found += [entry for _, folders, files in os.walk(node.data) for entry in (*folders, *files) if "ha-sync" in entry]
+    found += [
+        entry for _, folders, files in os.walk(node.data) for entry in (*folders, *files) if entry.startswith(".ha")
+    ]
     found += [] if os.access(f"{node.data}/astdb.sqlite3", os.W_OK) else ["read-only astdb"]
     mode = stat.S_IMODE(Path(node.data, "astdb.sqlite3").stat().st_mode)
     found += [] if mode & stat.S_IWUSR else [f"mode {mode:o}"]
@@ -328,6 +330,7 @@ def test_a_dissolved_pair_leaves_two_nodes_with_their_data_and_nothing_of_ours(t
         assert traces(standby)
         done = tool(active, "pair", "dissolve", "--yes")
         assert (done.code, done.out.splitlines()[-1]) == (0, "the pair is dissolved"), done.err
+        assert "take-over" not in standby.rows_taken(), "it is told before its Active leaves"
         for node in pair.nodes.values():
             until_left(pair, node)
             assert hooks(node)[-2:] == ["stop", "start"]
