@@ -149,7 +149,10 @@ class Commands:
             os.close(descriptor)
             raise
         try:
-            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(started)), deadline_s)
+            async with asyncio.timeout(
+                deadline_s
+            ):  # wait_for of Python 3.11 loses a cancellation at the moment of the end
+                return await asyncio.shield(asyncio.wrap_future(started))
         except (TimeoutError, asyncio.CancelledError):
             # The thread goes on: what it starts after all is ended as soon as it is there.
             if started.cancel():

@@ -58,7 +58,7 @@ class Network:
     """The namespaces. ``Network()`` builds them. Raises NetworkFailure."""
 
     def __init__(self) -> None:
-        self._stem = f"ha-demo-{uuid.uuid4().hex[:6]}-"
+        self._stem = f"ha-demo-{os.getpid()}-{uuid.uuid4().hex[:6]}-"  # who made them can be told
         try:
             self._build()
         except BaseException:

@@ -43,9 +43,9 @@ def begin(place: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def namespaces() -> set[str]:
+def namespaces_of(pid: int) -> list[str]:
     folder = Path("/run/netns")
-    return {entry.name for entry in folder.iterdir() if entry.name.startswith("ha-demo-")} if folder.exists() else set()
+    return [entry.name for entry in folder.iterdir() if f"-{pid}-" in entry.name] if folder.exists() else []
 
 
 def nothing_is_left(place: Path) -> bool:
@@ -103,25 +103,24 @@ def test_a_demo_that_is_ended_in_mid_work_leaves_nothing(place: Path, number: si
 @pytest.mark.skipif(HINDRANCE is not None, reason=str(HINDRANCE))
 @pytest.mark.req("R22")
 def test_in_namespaces_a_client_asks_the_real_address_by_arp_and_udp(place: Path) -> None:
-    before = namespaces()
-    found = result_of(begin(place, "--netns", "--json"))
+    demo = begin(place, "--netns", "--json")
+    found = result_of(demo)
     assert found["acknowledged_missing"] == [] == found["faults"]
     client = found["client"]
     assert (client["cluster_ip"], client["stand_in"]) == (netns.CLUSTER_IP, False)
     # The dead node's kernel answers ARP until its lease ends; nobody answers UDP until the new holder is there.
     assert 0 < client["outage_s"]["arp"] < client["outage_s"]["udp"] <= found["take_over"]["working_s"] + 1
     assert nothing_is_left(place)
-    assert namespaces() <= before
+    assert not namespaces_of(demo.pid)
 
 
 @pytest.mark.root
 @pytest.mark.skipif(HINDRANCE is not None, reason=str(HINDRANCE))
 def test_a_network_that_fails_half_way_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = namespaces()
     monkeypatch.setattr(netns.Network, "_plug", lambda *_: netns.ip("link", "no-such-verb"))
     with pytest.raises(netns.NetworkFailure, match="no-such-verb"):
         netns.Network()
-    assert namespaces() <= before
+    assert not namespaces_of(os.getpid())
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ import contextlib
 import gc
 import os
 import signal
+import subprocess
 from collections.abc import AsyncIterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,29 @@ async def test_cancelling_kills_the_group(commands: Commands, tmp_path: Path) ->
         await task
     assert task.cancelled()
     await asyncio.wait_for(gone(pid), 5)
+
+
+def sleeper() -> subprocess.Popen[bytes]:
+    return subprocess.Popen((SH, "-c", "exec sleep 60"), start_new_session=True)
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_cancellation_at_the_very_moment_of_the_start_is_not_lost(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    started: Future[subprocess.Popen[bytes]] = Future()
+    monkeypatch.setattr(commands._starters, "submit", lambda _: started)
+    task = asyncio.create_task(commands.run((SH, "-c", "exec sleep 60"), deadline_s=60))
+    await asyncio.sleep(0)
+    process = sleeper()
+    started.set_running_or_notify_cancel()
+    started.set_result(process)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.wait_for(asyncio.to_thread(process.wait), 5)
 
 
 async def test_a_daemon_that_keeps_the_output_open_is_not_waited_for_and_lives(
