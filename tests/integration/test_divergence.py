@@ -313,6 +313,7 @@ def test_bad_input_is_named_with_its_remedy(diverged, arguments, code, named):
 def diverged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DivergedPair]:
     with DivergedPair(str(tmp_path_factory.mktemp("diverged")), merge="manual") as made:
         made.start()
+        assert made.a.wait_replicated() == ()
         fail_over(made)
         until(lambda: "config" in divergences(made.a), "saving")
         yield made
