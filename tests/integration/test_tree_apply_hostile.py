@@ -214,6 +214,27 @@ async def test_a_full_disk_publishes_nothing_of_the_group_and_goes_on_when_there
     await node.sink.close()
 
 
+async def test_what_only_we_need_of_a_full_disk_goes_before_anybody_is_waited_for(
+    small_disk: str, tmp_path: Path
+) -> None:
+    root = os.path.join(small_disk, "root")
+    node = await standby(tree_settings(root), str(tmp_path / "catalogue.db"))
+    await node.group(put(b"a", os.urandom(250_000)))
+    await node.group(put(b"a", b"2"))  # what it was lies in the trash
+    assert os.listdir(os.path.join(root, ".ha-trash"))
+    group = (put(b"b", os.urandom(300_000)), put(b"c", os.urandom(300_000)), put(b"d", os.urandom(250_000)))
+    await node.group(*group)
+    assert "disk full" in node.sink.report().reason
+    assert not os.listdir(os.path.join(root, ".ha-stage")) + os.listdir(os.path.join(root, ".ha-trash"))
+    node.failures.clear()
+    node.sequence = 2
+    await node.begin()
+    await node.group(*group)
+    assert not node.failures
+    assert set(tree_of(root)) == {"a", "b", "c", "d"}
+    await node.sink.close()
+
+
 async def test_below_a_mount_point_files_are_published_too(small_disk: str, tmp_path: Path) -> None:
     """A temporary file and its final name are on two filesystems: it is copied, synced and renamed."""
     root = tmp_path / "root"

@@ -12,6 +12,7 @@ Order of a commit, and why nothing acknowledged can be lost:
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ GROWTH_SYNC_S = 0.25
 """Growing files are synced and acknowledged at most this often, unless something else commits anyway."""
 
 MIB = 1024 * 1024
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 UNHELD_TOLD_MAX = 1000
 
 
@@ -82,6 +84,10 @@ class Counters:
     needs: int = 0
     recovered: int = 0
     extra: dict[str, int] = field(default_factory=dict)
+
+
+def _is_full(error: Exception | None) -> bool:
+    return isinstance(error, OSError) and error.errno in DISK_FULL
 
 
 class Applier:
@@ -254,6 +260,7 @@ class Applier:
         if self.applied != before:
             raise RepairNeeded("must compare", subject=self.settings.name, reason="what was here is gone")
         self.drop(everything=True)
+        self._clear_stage(tree)
         self._comparing = comparing
         if comparing:
             tree.partials.begin_compare()
@@ -292,11 +299,31 @@ class Applier:
                 failure, needs = error, tuple(tree.stager.group.needs)
                 self.drop(everything=False)
             wait_s = self._commit_if_due(tree, now=clock())
+            if _is_full(failure):
+                self._make_room(tree)
         except Exception as error:  # noqa: BLE001 - handed on to the stream
             self._give_up()
+            if _is_full(error) and self.tree is not None:
+                with contextlib.suppress(OSError):
+                    self._make_room(self.tree)
             return Progress(failure=failure or error, needs=needs)
         self.counters.needs += len(needs)
         return Progress(wait_s=wait_s, failure=failure, needs=needs)
+
+    def _clear_stage(self, tree: Tree) -> None:
+        """What dropped groups left is removed; nothing may be staged."""
+        self.settle()
+        tree.stager.nothing_staged()
+        self._sweep(tree.root)
+
+    def _make_room(self, tree: Tree) -> None:
+        """The disk is full: what only we need goes first, or the stream would wait for room that we hold."""
+        if self._unfinished or not self._batch.empty:
+            return
+        self._clear_stage(tree)
+        if freed := tree.trash.empty():
+            fields: dict[str, object] = {"dataset": self.settings.name, "bytes": freed}
+            self.report("info", "emptied the trash, the disk is full", fields)
 
     def _stage(self, tree: Tree, piece: Piece) -> None:
         for part in piece.parts:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import sqlite3
 import time
 from collections import deque
@@ -17,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from ha_sync.apply.tree.applier import Applier, Progress
+from ha_sync.apply.tree.applier import DISK_FULL, Applier, Progress
 from ha_sync.apply.tree.changes import Piece, decode
 from ha_sync.apply.tree.guard import Guard
 from ha_sync.apply.tree.promotion import detach_tree, promote_tree
@@ -38,7 +37,6 @@ HANGS_S = 5.0
 SETTLE_S = 0.005
 """When nothing came for so long, renames are made durable by themselves and the trash is kept to its bound."""
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _T = TypeVar("_T")
 
 
@@ -48,7 +46,7 @@ def as_remedy(error: BaseException, subject: str) -> Exception:
         return error
     if isinstance(error, OSError):
         reason = error.strerror or str(error)
-        if error.errno in _FULL:
+        if error.errno in DISK_FULL:
             return Retryable("cannot store", subject=subject, reason="disk full", hint="goes on when there is room")
         return OperatorNeeded("cannot write", subject=subject, reason=reason)
     if isinstance(error, sqlite3.Error):

@@ -188,6 +188,11 @@ class Stager:
             os.close(fd)
         self._unsynced.clear()
 
+    def nothing_staged(self) -> None:
+        """All that was finished is dropped: its descriptors would hold the room of files that are removed."""
+        self._many_unsynced = self._names_unsynced = False
+        self._close_unsynced()
+
     def sync(self) -> bool:
         """Makes every finished file durable; True if the whole filesystem was synced."""
         whole = self._many_unsynced

@@ -132,6 +132,15 @@ class Trash:
         self._items.append((name, size))
         self._bytes += size
 
+    def empty(self) -> int:
+        """Removes all of the trash; bytes that it had. Only while no intent is open."""
+        had = self._bytes
+        while self._items:
+            name, size = self._items.popleft()
+            remove_tree(self._fd, name)
+            self._bytes -= size
+        return had
+
     def purge(self) -> None:
         """Removes what is dead, and the oldest of the trash down to its bounds. Only while no intent is open."""
         if self._dead:
