@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from sqlite_utils import Database
 
-from ha_sync.logs.writer import connect_to_read, set_aside
+from ha_sync.logs.writer import connect, connect_to_read, set_aside
 from ha_sync.logs.writer import wall_clock as read_wall_clock
 
 logger = logging.getLogger("ha_sync.events")
@@ -257,7 +257,7 @@ class EventLog:
     def _open_database(self) -> None:
         os.makedirs(os.path.dirname(os.path.abspath(self._path)), mode=0o700, exist_ok=True)
         try:
-            self._database = _connect(self._path)
+            self._database = connect(self._path, _prepare)
         except sqlite3.OperationalError:
             raise
         except sqlite3.DatabaseError as damaged:
@@ -268,7 +268,7 @@ class EventLog:
             self._database.conn.close()
             self._database = None
         aside = set_aside(self._path, self._wall_clock())
-        self._database = _connect(self._path)
+        self._database = connect(self._path, _prepare)
         self._since_trim = 0
         event = self._own("error", "event log was damaged and set aside", {"reason": reason, "kept_as": aside})
         _mirror([event])
@@ -299,27 +299,12 @@ def read_events(
     return events if onward else events[::-1]
 
 
-def _connect(path: str) -> Database:
-    """Opens and checks. Raises ``sqlite3.DatabaseError`` when the content is damaged."""
-    connection = sqlite3.connect(path, timeout=5)
-    try:
-        os.chmod(path, 0o640)
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-        found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if found != "ok":
-            raise sqlite3.DatabaseError(found)
-        database = Database(connection)
-        connection.execute(
-            "CREATE TABLE IF NOT EXISTS event (id INTEGER PRIMARY KEY AUTOINCREMENT, unix_s REAL NOT NULL, "
-            "severity TEXT NOT NULL, what TEXT NOT NULL, fields TEXT NOT NULL)"
-        )
-        database.table("event").create_index(["unix_s"], if_not_exists=True)
-        connection.commit()
-    except BaseException:
-        connection.close()
-        raise
-    return database
+def _prepare(database: Database) -> None:
+    database.execute(
+        "CREATE TABLE IF NOT EXISTS event (id INTEGER PRIMARY KEY AUTOINCREMENT, unix_s REAL NOT NULL, "
+        "severity TEXT NOT NULL, what TEXT NOT NULL, fields TEXT NOT NULL)"
+    )
+    database.table("event").create_index(["unix_s"], if_not_exists=True)
 
 
 def _row(event: _Pending) -> dict[str, object]:

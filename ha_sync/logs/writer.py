@@ -163,7 +163,7 @@ class LogWriter:
 
     def _write(self, batch: list[Job]) -> None:
         if self._database is None:
-            self._database = _connect(self.path, self._prepare)
+            self._database = connect(self.path, self._prepare)
         with self._database.conn:
             for job in batch:
                 self._do(job, self._database)
@@ -210,7 +210,7 @@ def wall_clock() -> float:
     return dt.datetime.now(dt.UTC).timestamp()
 
 
-def _connect(path: str, prepare: Job) -> Database:
+def connect(path: str, prepare: Job) -> Database:
     """Opens, checks and prepares. Raises ``sqlite3.DatabaseError`` when the content is damaged."""
     os.makedirs(os.path.dirname(os.path.abspath(path)), mode=0o700, exist_ok=True)
     connection = sqlite3.connect(path, timeout=BUSY_S)
