@@ -5,9 +5,10 @@ Either of the two may be missing: the other is shown, and it is said why there i
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 import sys
-import threading
 from dataclasses import dataclass
 from datetime import datetime
 from types import FrameType
@@ -103,17 +104,19 @@ def _agent(path: str) -> agent_pb2.AgentStatus | HaSyncError:
 
 
 def _watch(engine_path: str, agent_path: str, *, interval: float, as_json: bool) -> None:
-    over = threading.Event()
+    # Remembered too: an interrupt that strikes within a finalizer is printed by Python and forgotten. In a pipe, for
+    # the handler may strike within any wait of ours, and an Event that is set within its own wait blocks for ever.
+    over, strike = os.pipe()
 
     def interrupted(_number: int, _frame: FrameType | None) -> None:
-        # Remembered too: an interrupt that strikes within a finalizer is printed by Python and forgotten.
-        over.set()
+        os.write(strike, b"!")
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGINT, interrupted)
     told = ""
+    waited_s = 0.0
     try:
-        while not over.is_set():
+        while not select.select([over], [], [], waited_s)[0]:
             look = look_at(engine_path, agent_path)
             on_terminal = sys.stdout.isatty() and not as_json
             missing = look.missing.sentence() if look.missing else ""
@@ -121,9 +124,11 @@ def _watch(engine_path: str, agent_path: str, *, interval: float, as_json: bool)
                 say(look.missing)  # once an edge, so that a pipe of lines stays readable
             told = missing
             _show_update(look, as_json=as_json, on_terminal=on_terminal)
-            over.wait(interval)
+            waited_s = interval
     finally:
         signal.signal(signal.SIGINT, before)
+        os.close(over)
+        os.close(strike)
 
 
 def _show(look: Look, *, as_json: bool) -> None:

@@ -15,10 +15,12 @@ from dataclasses import dataclass, replace
 
 from ha_sync.config import TreeSettings
 from ha_sync.files.mounts import Mount, mounted_at, table
-from ha_sync.files.places import MARKER
+from ha_sync.files.places import MARKER, STAGE
 
 DEADLINE_S = 2.0
 MARKER_MAX = 256
+BLOCK_BYTES = 512
+"""Of st_blocks, whatever the filesystem's own are."""
 BY_UUID = "/dev/disk/by-uuid"
 
 
@@ -147,12 +149,28 @@ def touch(path: str) -> _Touched:
     return _Touched(
         size_bytes=status.f_blocks * status.f_frsize,
         # The engine runs as root, or as a user with its own share: what it may use.
-        free_bytes=(status.f_bfree if os.geteuid() == 0 else status.f_bavail) * status.f_frsize,
+        free_bytes=(status.f_bfree if os.geteuid() == 0 else status.f_bavail) * status.f_frsize + _staged(path),
         free_files=status.f_ffree,
         read_only=bool(status.f_flag & os.ST_RDONLY),
         fsid=status.f_fsid,
         identity=_identity(path),
     )
+
+
+def _staged(path: str) -> int:
+    """What was received and not yet published takes the room of what is still to be sent, or goes."""
+    found = 0
+    try:
+        with os.scandir(os.path.join(path, os.fsdecode(STAGE))) as entries:
+            for entry in entries:
+                try:
+                    if entry.is_file(follow_symlinks=False):
+                        found += entry.stat(follow_symlinks=False).st_blocks * BLOCK_BYTES
+                except FileNotFoundError:  # published meanwhile
+                    continue
+    except OSError:
+        pass
+    return found
 
 
 def _identity(path: str) -> str:

@@ -172,6 +172,42 @@ def test_an_interrupt_that_strikes_within_a_finalizer_ends_a_watch_too(engine: F
     assert "Exception ignored in" in done.stderr
 
 
+STRUCK_AT_EVERY_LINE = """
+import signal, sys
+from ha_sync.cli import status
+
+def strike(at):
+    lines = 0
+    def trace(frame, event, _argument):
+        nonlocal lines
+        lines += event == "line"
+        if event == "line" and lines == at:
+            sys.settrace(None)
+            signal.raise_signal(signal.SIGINT)
+        return trace
+    return trace
+
+status.look_at = lambda *_: status.Look(engine=status.pb.Status(), agent=status.agent_pb2.AgentStatus())
+status._show_update = lambda look, **how: None
+for at in range(1, 150):
+    try:
+        sys.settrace(strike(at))
+        status._watch("", "", interval=0.01, as_json=False)
+    except KeyboardInterrupt:
+        print("ended", at)
+    finally:
+        sys.settrace(None)
+"""
+
+
+def test_an_interrupt_ends_a_watch_wherever_it_strikes() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STRUCK_AT_EVERY_LINE], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("ended") > 100
+
+
 @pytest.mark.req("R22")
 def test_wait_ends_with_0_when_all_is_replicated(engine: FakeEngine, run: Any) -> None:
     engine.answers["WaitReplicated"] = pb.WaitReplicatedResponse(replicated=True)

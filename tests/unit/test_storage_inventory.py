@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -49,6 +50,16 @@ async def test_a_mounted_one_has_size_room_identity_and_source(mounted: Path) ->
     assert usb0.uuid
     assert not usb0.trouble
     found.close()
+
+
+def test_what_is_staged_is_room_for_what_is_still_to_come(mounted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = os.statvfs(mounted)
+    monkeypatch.setattr(os, "statvfs", lambda _: free)  # others write there too
+    before = look_now(storage(mounted)).free_bytes
+    (mounted / ".ha-stage" / "removed").mkdir(parents=True)
+    staged = mounted / ".ha-stage" / "received"
+    staged.write_bytes(bytes(range(256)) * 4096)
+    assert look_now(storage(mounted)).free_bytes == before + staged.stat().st_blocks * 512 > before
 
 
 async def test_one_that_does_not_answer_is_told_and_asked_by_one_thread_only(
