@@ -91,7 +91,7 @@ class Copy:
     block_size: int
     hashes: bytes  # 16 bytes a block
     changed: dict[int, bytes]  # blocks whose hash differs from the given ones
-    image: bytes | None  # the whole, where asked for
+    image: bytearray | None  # the whole, where asked for
     mode: int
     uid: int
     gid: int
@@ -270,7 +270,7 @@ class LockFreeReader:
             block_size=wanted.step,
             hashes=b"".join(wanted.hashes),
             changed=wanted.changed,
-            image=None if wanted.image is None else bytes(wanted.image),
+            image=wanted.image,
             mode=status.st_mode & 0o7777,
             uid=status.st_uid,
             gid=status.st_gid,

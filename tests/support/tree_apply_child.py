@@ -1,28 +1,47 @@
 """Applies a producer's groups in processes that kill themselves at a given fail point.
 
-    python -m tests.support.tree_apply_child BASE SEED GROUPS POINT...
+    python -m tests.support.tree_apply_child MODE BASE SEED GROUPS POINT...
 
-Each point gets BASE/<point>/ with a root and a catalogue, and a process of its own. A point that was not reached leaves
-a file ``finished``.
+MODE is ``live``, or ``bulk``: the groups are of a full sync, and a batch syncs while the next one is staged. Each point
+gets BASE/<point>/ with a root and a catalogue, and a process of its own. A point that was not reached leaves a file
+``finished``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 
+from ha_sync.apply.tree import staging
 from ha_sync.apply.tree.applier import Applier
 from ha_sync.apply.tree.changes import Piece, decode
 from tests.support.tree_apply_feed import at, frame, settings
 from tests.support.tree_apply_model import Producer
 
 
-def pieces(seed: int, groups: int) -> list[Piece]:
+def pieces(seed: int, groups: int, *, bulk: bool = False) -> list[Piece]:
+    """``bulk``: only the last group ends the full sync."""
     producer = Producer(seed)
-    return [decode(frame(producer.group(), at(number))) for number in range(1, groups + 1)]
+    return [
+        decode(frame(producer.group(), at(number), consistent=number == groups or not bulk))
+        for number in range(1, groups + 1)
+    ]
+
+
+@contextlib.contextmanager
+def small_batches() -> Iterator[None]:
+    """Every group with a file is a batch that syncs in the other thread."""
+    before = staging.SYNCFS_FROM, staging.BATCH_STEPS_MAX
+    staging.SYNCFS_FROM = staging.BATCH_STEPS_MAX = 1
+    try:
+        yield
+    finally:
+        staging.SYNCFS_FROM, staging.BATCH_STEPS_MAX = before
 
 
 def open_applier(base: str, **more: object) -> Applier:
@@ -35,7 +54,7 @@ def open_applier(base: str, **more: object) -> Applier:
     )
 
 
-def run(base: str, seed: int, groups: int, point: int) -> None:
+def run(base: str, seed: int, groups: int, point: int, *, bulk: bool) -> None:
     """Never returns normally when the point is reached."""
     calls = itertools.count(1)
 
@@ -45,7 +64,7 @@ def run(base: str, seed: int, groups: int, point: int) -> None:
 
     applier = open_applier(base, fail_point=fail_point)
     applier.begin(comparing=False, now=time.monotonic())
-    waiting = iter(pieces(seed, groups))
+    waiting = iter(pieces(seed, groups, bulk=bulk))
     # Groups come one, two or three at a time, so that some share a commit.
     for together in itertools.cycle((1, 3, 2)):
         batch = iter(list(itertools.islice(waiting, together)))
@@ -63,14 +82,16 @@ def run(base: str, seed: int, groups: int, point: int) -> None:
 
 
 def main() -> None:
-    base, seed, groups, *points = sys.argv[1:]
+    mode, base, seed, groups, *points = sys.argv[1:]
+    bulk = mode == "bulk"
     for point in points:
         place = os.path.join(base, point)
         os.makedirs(place)
         child = os.fork()
         if child == 0:
             try:
-                run(place, int(seed), int(groups), int(point))
+                with small_batches() if bulk else contextlib.nullcontext():
+                    run(place, int(seed), int(groups), int(point), bulk=bulk)
                 os._exit(0)
             except BaseException as error:  # noqa: BLE001 - told to the test
                 print(point, repr(error), file=sys.stderr)

@@ -7,6 +7,9 @@ Order of a commit, and why nothing acknowledged can be lost:
 3. the steps are performed; 4. the position counts as applied, which is the acknowledgement;
 5. entries are noted; 6. when nothing else waits, the directories are synced and the intent is cleared. Before 2
    nothing is visible, so a failure drops the groups whole. One thread at a time. Seconds are monotonic.
+
+In a full sync 1 takes as long as everything else, and is only waiting: a second thread waits, while the next batch is
+staged. At most one batch is *syncing*; it is committed before any other.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from ha_sync.apply.tree.changes import Piece
@@ -23,6 +27,7 @@ from ha_sync.apply.tree.publish import Outcome, Publisher, nothing_fails
 from ha_sync.apply.tree.rooting import forget_all, is_same, open_root, open_storage
 from ha_sync.apply.tree.staging import Batch, Stager
 from ha_sync.apply.tree.steps import Step, in_order
+from ha_sync.apply.tree.syncing import syncfs
 from ha_sync.apply.tree.trash import Trash, hidden_directory, remove_tree
 from ha_sync.apply.tree.unheld import Unheld
 from ha_sync.catalogue.tree import ADMITTED, TreeCatalogue
@@ -86,6 +91,14 @@ class Counters:
     extra: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Syncing:
+    """A batch whose files the other thread makes durable."""
+
+    batch: Batch
+    done: Future[None]
+
+
 def _is_full(error: Exception | None) -> bool:
     return isinstance(error, OSError) and error.errno in DISK_FULL
 
@@ -100,8 +113,10 @@ class Applier:
         catalogue_path: str,
         report: Report,
         durable: Callable[[Position], None],
+        synced: Callable[[], None] = lambda: None,
         fail_point: Callable[[str], None] = nothing_fails,
     ) -> None:
+        """``synced`` is called in another thread when ``work`` should be called again, whatever comes."""
         self.settings = settings
         self.scope = Scope.of(settings)
         self.catalogue = TreeCatalogue(catalogue_path, ordered=True)
@@ -114,8 +129,11 @@ class Applier:
         self.strangers: set[bytes] = set()  # what others wrote to an add-only storage, once it was told
         self.lost: tuple[bytes, ...] = ()  # of an interrupted group: to be asked for
         self._durable = durable
+        self._synced = synced
         self._fail_point = fail_point
         self._batch = Batch()
+        self._syncing: _Syncing | None = None
+        self._syncer = ThreadPoolExecutor(1, thread_name_prefix=f"tree-{settings.name}-sync")
         self._comparing = False
         self._next_growth_sync = 0.0
         self._unfinished = bool(self.catalogue.intent())
@@ -236,7 +254,7 @@ class Applier:
 
     def close_tree(self) -> None:
         """Forgets the root; what was staged is swept when it is opened again."""
-        self._batch = Batch()
+        self._forget_batches()
         if self.tree is not None:
             self.tree.close()
             self.tree = None
@@ -249,6 +267,7 @@ class Applier:
                 self.settle()
                 self._sweep(self.tree.root)
         self.close_tree()
+        self._syncer.shutdown(wait=False)
         self.catalogue.close()
 
     # ---- taking frames
@@ -271,9 +290,15 @@ class Applier:
             return
         self.tree.stager.drop_open()
         if everything:
-            self._batch = Batch()
+            self._forget_batches()
             self.tree.partials.release(everything=True)
             self.tree.stager.committed()
+
+    def _forget_batches(self) -> None:
+        self._batch = Batch()
+        if self._syncing is not None:
+            self._syncing.done.exception()  # it has the stage's descriptor until then
+            self._syncing = None
 
     def _give_up(self) -> None:
         """A commit failed. Where its intent is durable already, it is finished when the tree is opened again."""
@@ -291,14 +316,14 @@ class Applier:
             tree = self.ready(now=began)
             try:
                 while (piece := take()) is not None:
-                    self._stage(tree, piece)
+                    self._stage(tree, piece, now=clock())
                     if self._batch.full or clock() - began > (BATCH_S_MAX if piece.consistent else self._bulk_s):
-                        self._commit(tree, now=clock())
+                        self._commit_or_sync(tree, now=clock())
                         began = clock()
             except Exception as error:  # noqa: BLE001 - every failure is handed on; whole groups before it still count
                 failure, needs = error, tuple(tree.stager.group.needs)
                 self.drop(everything=False)
-            wait_s = self._commit_if_due(tree, now=clock())
+            wait_s = self._commit_if_due(tree, now=clock(), failed=failure is not None)
             if _is_full(failure):
                 self._make_room(tree)
         except Exception as error:  # noqa: BLE001 - handed on to the stream
@@ -313,23 +338,25 @@ class Applier:
     def _clear_stage(self, tree: Tree) -> None:
         """What dropped groups left is removed; nothing may be staged."""
         self.settle()
-        tree.stager.nothing_staged()
+        tree.stager.nothing_unsynced()
         self._sweep(tree.root)
 
     def _make_room(self, tree: Tree) -> None:
         """The disk is full: what only we need goes first, or the stream would wait for room that we hold."""
-        if self._unfinished or not self._batch.empty:
+        if not self.idle:
             return
         self._clear_stage(tree)
         if freed := tree.trash.empty():
             fields: dict[str, object] = {"dataset": self.settings.name, "bytes": freed}
             self.report("info", "emptied the trash, the disk is full", fields)
 
-    def _stage(self, tree: Tree, piece: Piece) -> None:
+    def _stage(self, tree: Tree, piece: Piece, *, now: float) -> None:
         for part in piece.parts:
             tree.stager.take(part)
         if not piece.group_end:
             return
+        if tree.partials.leaving:
+            self._commit_synced(tree, now=now)  # with whose commit they would leave
         group = tree.stager.end_group()
         batch = self._batch
         batch.steps += in_order(group.steps)
@@ -344,49 +371,90 @@ class Applier:
         """A resend of an object repeats an earlier position: that never moves the journal back."""
         return before if before.resumes(after) and after.sequence < before.sequence else after
 
-    def _commit_if_due(self, tree: Tree, *, now: float) -> float | None:
-        if self._batch.empty:
+    def _commit_if_due(self, tree: Tree, *, now: float, failed: bool) -> float | None:
+        if self._syncing is not None and self._syncing.done.done():
+            self._commit_synced(tree, now=now)
+        if failed:
+            self._commit(tree, now=now)
+        elif self._batch.empty or (self._syncing is not None and self._in_bulk(tree)):
             return None
-        if self._batch.only_growth and now < self._next_growth_sync:
+        elif self._batch.only_growth and now < self._next_growth_sync:
             return self._next_growth_sync - now
-        self._commit(tree, now=now)
+        else:
+            self._commit_or_sync(tree, now=now)
         return None
+
+    def _in_bulk(self, tree: Tree) -> bool:
+        """Whether the batch is of a full sync, and its files are too many to be synced one by one."""
+        return not self._batch.empty and not self._batch.consistent and tree.stager.many_unsynced
 
     # ---- committing
 
+    def _commit_or_sync(self, tree: Tree, *, now: float) -> None:
+        if not self._in_bulk(tree):
+            self._commit(tree, now=now)
+            return
+        self._commit_synced(tree, now=now)
+        self._fail_point("SYNC")
+        batch, self._batch = self._batch, Batch()
+        tree.stager.nothing_unsynced()
+        self._syncing = _Syncing(batch=batch, done=self._syncer.submit(syncfs, tree.stager.fd))
+        self._syncing.done.add_done_callback(lambda _: self._synced())
+
+    def _commit_synced(self, tree: Tree, *, now: float) -> None:
+        """The batch that is syncing, if there is one, when it is durable."""
+        if self._syncing is None:
+            return
+        syncing, self._syncing = self._syncing, None
+        try:
+            syncing.done.result()
+            # What was renamed before the sync began is durable with it, and nothing was since.
+            tree.publisher.synced()
+            tree.partials.sync()
+            self._perform(tree, syncing.batch, now=now)
+        except BaseException:
+            self._batch = Batch()  # what comes after it must not be committed without it
+            raise
+
     def _commit(self, tree: Tree, *, now: float) -> None:
+        """Everything that is whole."""
+        self._commit_synced(tree, now=now)
         if self._batch.empty:
             return
         batch, self._batch = self._batch, Batch()
-        assert batch.position is not None
-        finishes = batch.consistent and self._comparing
-        if finishes:
+        if batch.consistent and self._comparing:
             tree.partials.finish_compare()
             tree.partials.end_group()
-        self._make_durable(tree, batch)
-        self._unfinished = True
-        outcome = tree.publisher.perform(batch.steps, now=now)
-        self._fail_point("PERFORMED")
-        tree.partials.published()
-        self._unfinished, self._settled = False, False
-        self.applied, self.consistent = batch.position, batch.consistent
-        self._comparing = self._comparing and not finishes
-        self._next_growth_sync = now + GROWTH_SYNC_S
-        self._durable(batch.position)
-        self._note(outcome)
-        tree.stager.committed()
-        self.counters.commits += 1
-        self._fail_point("NOTED")
-
-    def _make_durable(self, tree: Tree, batch: Batch) -> None:
-        assert batch.position is not None
         self._fail_point("SYNC")
         tree.partials.sync()
         if tree.stager.sync():
             tree.publisher.synced()
         elif tree.publisher.unsynced:
             tree.publisher.sync_directories()
+        self._perform(tree, batch, now=now)
+
+    def _perform(self, tree: Tree, batch: Batch, *, now: float) -> None:
+        """Its files are durable, and every rename before it."""
+        assert batch.position is not None
         self._fail_point("SYNCED")
+        self._store(tree, batch)
+        self._fail_point("DURABLE")
+        self._unfinished = True
+        outcome = tree.publisher.perform(batch.steps, now=now)
+        self._fail_point("PERFORMED")
+        tree.partials.published()
+        self._unfinished, self._settled = False, False
+        self.applied, self.consistent = batch.position, batch.consistent
+        self._comparing = self._comparing and not batch.consistent
+        self._next_growth_sync = now + GROWTH_SYNC_S
+        self._durable(batch.position)
+        self._note(outcome)
+        tree.stager.committed(self._batch.steps)
+        self.counters.commits += 1
+        self._fail_point("NOTED")
+
+    def _store(self, tree: Tree, batch: Batch) -> None:
+        assert batch.position is not None
         with self.catalogue.transaction(durable=True):
             self.catalogue.clear_intent()  # of the commit before, whose renames are durable now
             if batch.steps:
@@ -399,7 +467,6 @@ class Applier:
                     self.catalogue.put(ADMITTED, "1")  # as Active this node goes on with it
             tree.partials.store()
         tree.partials.stored()
-        self._fail_point("DURABLE")
 
     def _note(self, outcome: Outcome) -> None:
         self.counters.published += len(outcome.entries)
@@ -413,7 +480,7 @@ class Applier:
 
     def settle(self) -> None:
         """Nothing waits: makes the renames durable by themselves, clears the intent, keeps the trash to its bound."""
-        if self.tree is None or self._settled or self._unfinished:
+        if self.tree is None or self._settled or self._unfinished or self._syncing is not None:
             return
         self.tree.publisher.sync_directories()
         with self.catalogue.transaction(durable=False):
@@ -426,7 +493,7 @@ class Applier:
     @property
     def idle(self) -> bool:
         """Whether no group is staged or half published."""
-        return self._batch.empty and not self._unfinished
+        return self._batch.empty and self._syncing is None and not self._unfinished
 
     @property
     def guarded(self) -> bool:
@@ -435,6 +502,7 @@ class Applier:
 
     def forget_position(self, reason: str) -> RepairNeeded:
         """Too much differs to name it: the next stream compares."""
+        self.drop(everything=True)
         with self.catalogue.transaction(durable=True):
             self.catalogue.forget("applied")
         self.applied = NOWHERE

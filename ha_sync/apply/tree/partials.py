@@ -200,6 +200,11 @@ class Partials:
             self._leaving.remove(partial)
             self._left.append(partial)
 
+    @property
+    def leaving(self) -> bool:
+        """Whether the open group takes one away."""
+        return bool(self._leaving)
+
     def end_group(self) -> None:
         """The open group is whole: with its commit its partials go."""
         self._left += self._leaving

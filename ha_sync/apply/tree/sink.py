@@ -150,12 +150,16 @@ class TreeSink:
         def durable(position: Position) -> None:
             loop.call_soon_threadsafe(self._durable, position)
 
+        def wake() -> None:
+            loop.call_soon_threadsafe(self._arrived.set)
+
         self._applier = await self._run(
             lambda: Applier(
                 self._settings,
                 catalogue_path=self._catalogue_path,
                 report=self._report_safely(loop),
                 durable=durable,
+                synced=wake,
                 fail_point=self._fail_point,
             )
         )

@@ -188,8 +188,13 @@ class Stager:
             os.close(fd)
         self._unsynced.clear()
 
-    def nothing_staged(self) -> None:
-        """All that was finished is dropped: its descriptors would hold the room of files that are removed."""
+    @property
+    def many_unsynced(self) -> bool:
+        """Whether finished files are so many that only a sync of the whole filesystem pays."""
+        return self._many_unsynced
+
+    def nothing_unsynced(self) -> None:
+        """All that was finished is dropped, or somebody else syncs the filesystem: no descriptor is kept for it."""
         self._many_unsynced = self._names_unsynced = False
         self._close_unsynced()
 
@@ -204,8 +209,7 @@ class Stager:
                 os.fsync(fd)
             if self._names_unsynced or not self._unsynced:
                 os.fsync(self._fd)
-        self._many_unsynced = self._names_unsynced = False
-        self._close_unsynced()
+        self.nothing_unsynced()
         return whole
 
     # ---- groups
@@ -255,10 +259,10 @@ class Stager:
         self.group = Group()
         self._partials.release(everything=False)
 
-    def committed(self) -> None:
-        """The whole groups are published: only the open one lies above the tree now."""
+    def committed(self, whole: Sequence[Step] = ()) -> None:
+        """Groups are published: only the ``whole`` ones after them and the open one lie above the tree now."""
         self.overlay = Overlay()
-        for step in self.group.steps:
+        for step in (*whole, *self.group.steps):
             self.overlay.add(step)
 
     def _needed(self, path: bytes, reason: str) -> RepairNeeded:

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeVar
 
 from ha_sync.capture.pages.content import Known
@@ -367,7 +368,7 @@ class PagesSource:
         if damage := damage_of_image(found.image):
             self._reader.forget()
             return Rejected(why=Refusal.NOT_A_DATABASE, detail=f"damaged: {damage[:200]}", read_in_vain=True)
-        return found
+        return replace(found, image=None)  # it is large, and nobody needs it any more
 
     def _look_again(self, since: float) -> None:
         self._again = None

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ha_proto.sync.v1 import replication_pb2 as pb
+from ha_sync.capture.tree.ahead import Ahead
 from ha_sync.capture.tree.frames import FrameBuilder
 from ha_sync.capture.tree.growth import Growth
 from ha_sync.capture.tree.pieces import Pieces, hashed, zero_hash
@@ -154,7 +155,8 @@ class Group:
     def steps(self, items: list[Item]) -> Iterator[None]:
         """Adds the changes of all items; yields when the builder's frame must be taken."""
         gone: list[Item] = []
-        for item in items:
+        ahead = Ahead(self._root, items)
+        for at, item in enumerate(items):
             if item.status is None or _is_gone(item):
                 gone.append(item)
                 continue
@@ -162,7 +164,10 @@ class Group:
                 if self._is_plain(item, item.status):
                     if self.builder.lacks_room(item.status.st_size):
                         yield
+                    ahead.ask(at)
+                    begun = time.monotonic()
                     self._plain(item)
+                    ahead.read(time.monotonic() - begun)
                 else:
                     yield from self._object(item, item.status)
             except (FileNotFoundError, NotADirectoryError):
