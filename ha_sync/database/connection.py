@@ -126,7 +126,8 @@ Stamp = tuple[tuple[int, int, int] | None, ...]
 
 def stamp(path: str) -> Stamp | None:
     """What the files look like from outside; None without a database. Opens nothing."""
-    real = os.path.realpath(path)  # the log stands beside the file, not beside a link to it
+    # The log stands beside the file, not beside a link to it; links above them lead both to the same place.
+    real = os.path.realpath(path) if os.path.islink(path) else path
     found = tuple(_stat(real + suffix) for suffix in ("", "-wal"))
     return None if found[0] is None else found
 

@@ -1,9 +1,9 @@
 """Watches directories of a tree with inotify and hands what happened to an event loop, cheaply.
 
 One instance per dataset, one watch per directory (not recursive). The library's reader thread appends to a bounded
-buffer and calls ``wake`` once until the buffer is drained; pure ``IN_MODIFY`` events do not wake at all, because a file
-that is being written is looked at on a tick anyway. inotify is a hint: what is lost (overflow, a full buffer) is said
-by ``Drained.lost``, and the caller rescans.
+buffer and calls ``wake`` once until the buffer is drained; of pure ``IN_MODIFY`` events it calls ``modified`` once, for
+a file that is being written is looked at now and then. inotify is a hint: what is lost (overflow, a full buffer) is
+said by ``Drained.lost``, and the caller rescans.
 
 A watch is put on an open descriptor's ``/proc/self/fd`` path, so it watches the directory that is then scanned and no
 other. Directory paths are relative bytes, ``b""`` is the root. ``add``, ``forget`` and ``close`` block (system calls);
@@ -66,12 +66,16 @@ class Drained:
 class Watcher:
     """See the module."""
 
-    def __init__(self, wake: Callable[[], None], *, buffer_max: int = BUFFER_MAX) -> None:
+    def __init__(
+        self, wake: Callable[[], None], *, modified: Callable[[], None] = lambda: None, buffer_max: int = BUFFER_MAX
+    ) -> None:
         self._wake = wake
+        self._modified = modified
         self._buffer_max = buffer_max
         self._buffer: deque[tuple[bytes, int, int, bytes]] = deque()
         self._lost = False
         self._awake = False
+        self._told_modified = False
         self._closed = False
         self._ids = 0
         self._directories: dict[int, bytes] = {}
@@ -97,6 +101,9 @@ class Watcher:
         else:
             self._buffer.append((directory, event.mask, event.cookie, event.name))
             if event.mask == MODIFY:
+                if not (self._told_modified or self._awake or self._closed):
+                    self._told_modified = True
+                    self._modified()
                 return
         self._rouse()
 
@@ -122,7 +129,7 @@ class Watcher:
     def drain(self) -> Drained:
         """Takes everything that happened; never blocks."""
         # Cleared first: an event that arrives from here on wakes again.
-        self._awake = False
+        self._awake = self._told_modified = False
         lost, self._lost = self._lost, False
         buffer = self._buffer
         events = [buffer.popleft() for _ in range(len(buffer))]

@@ -11,6 +11,7 @@ import datetime as dt
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 CLOCK_SLACK_S = 3600.0
@@ -34,9 +35,14 @@ Clock = Callable[[], Moment]
 
 def read_clock() -> Moment:
     """The kernel's clocks now."""
-    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     wall = dt.datetime.now(dt.UTC).timestamp()
-    return Moment(boot_id=boot_id, boot_s=time.clock_gettime(time.CLOCK_BOOTTIME), unix_s=wall)
+    return Moment(boot_id=_boot_id(), boot_s=time.clock_gettime(time.CLOCK_BOOTTIME), unix_s=wall)
+
+
+@cache
+def _boot_id() -> str:
+    """No process outlives the boot that it began in."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 def is_plausible(*, unix_s: float, newest_unix_s: float) -> bool:

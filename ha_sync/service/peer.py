@@ -69,6 +69,16 @@ class AgentPath:
     heard: Heard
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kept:
+    """A connection that stays open from one look to the next."""
+
+    path: PeerPath
+    channel: grpc.aio.Channel
+    keyring: Keyring | None
+    stack: contextlib.AsyncExitStack
+
+
 class PeerLink:
     """Dials the peer on the best of its paths: those of the agent, then what is configured or was told at pairing.
 
@@ -92,6 +102,7 @@ class PeerLink:
         self._told: set[str] = set()  # addresses of which it was reported that they fail
         self._news = asyncio.Event()  # set and replaced whenever a stream may have to move
         self._held = ""
+        self._kept: _Kept | None = None
         self._failures = 0
         self._diagnosis = ""
         self._diagnosed_at = float("-inf")
@@ -204,6 +215,35 @@ class PeerLink:
         """What the peer replicates, and in which role it is."""
         async with self._reached() as (_, _, answer):
             return answer
+
+    async def look(self) -> pb.DescribeResponse:
+        """As ``describe``, on a connection that is kept: a handshake costs each node milliseconds. One at a time."""
+        began = self._clock()
+        if self._kept is not None:
+            try:
+                return await self._look_again(self._kept)
+            except HaSyncError:
+                await self.look_away()
+                if self._clock() - began >= CONNECT_S:
+                    raise  # no answer; a peer that has begun anew closes the connection, and is dialled at once
+        async with contextlib.AsyncExitStack() as stack:
+            path, channel, answer = await stack.enter_async_context(self._reached())
+            self._kept = _Kept(path=path, channel=channel, keyring=self._keyring(), stack=stack.pop_all())
+        return answer
+
+    async def _look_again(self, kept: _Kept) -> pb.DescribeResponse:
+        order, keyring = self._paths.order(now=self._refresh()), self._keyring()
+        if keyring is None or keyring is not kept.keyring or kept.path not in order[:1]:
+            raise PeerUnreachable("cannot look at the other node", reason="another path or key is to be used")
+        answer = await _greet(kept.channel, kept.path, keyring.identity.peer)
+        self._answered(kept.path)
+        return answer
+
+    async def look_away(self) -> None:
+        """Closes the connection that was kept."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            await kept.stack.aclose()
 
     async def look_for_better(self) -> None:
         """Whether the peer answers on the paths that would be better than the one in use; tells the streams."""
@@ -385,17 +425,20 @@ class PeerWatch:
 
     async def run(self) -> None:
         """Until cancelled."""
-        while True:
-            if self._node.role is not Role.STANDBY:
-                self._link.rest()
-            if self._node.role is Role.STANDBY or self._link.address:
-                await self._look()
-                await self._link.look_for_better()
-            await asyncio.sleep(DESCRIBE_EVERY_S)
+        try:
+            while True:
+                if self._node.role is not Role.STANDBY:
+                    self._link.rest()
+                if self._node.role is Role.STANDBY or self._link.address:
+                    await self._look()
+                    await self._link.look_for_better()
+                await asyncio.sleep(DESCRIBE_EVERY_S)
+        finally:
+            await self._link.look_away()
 
     async def _look(self) -> None:
         try:
-            theirs = await self._link.describe()
+            theirs = await self._link.look()
         except HaSyncError as error:
             self.connected, self.reason = False, error.sentence()
             return

@@ -83,6 +83,23 @@ def test_more_events_than_the_kernel_keeps_are_said_to_be_lost(watcher, tmp_path
     assert lost
 
 
+def test_a_file_that_is_being_written_is_told_once_until_it_is_looked_at_and_wakes_nobody(tmp_path):
+    woken, told = Woken(), []
+    watcher = Watcher(woken, modified=lambda: told.append(1))
+    try:
+        (tmp_path / "d").mkdir()
+        (tmp_path / "d" / "f").touch()
+        with (tmp_path / "d" / "f").open("ab", buffering=0) as growing:
+            add(watcher, tmp_path / "d")
+            for number in (1, 2):
+                for _ in range(20):
+                    growing.write(b"spoken")
+                assert {mask for _, mask, _ in passed(watcher, tmp_path)} == {watch.MODIFY}
+                assert (len(told), woken.event.is_set()) == (number, False)
+    finally:
+        watcher.close()
+
+
 def test_a_full_buffer_is_said_to_be_lost(tmp_path):
     watcher = Watcher(Woken(), buffer_max=10)
     try:

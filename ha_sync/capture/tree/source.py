@@ -39,7 +39,7 @@ from ha_sync.files.watch import Watcher, needs_polling
 T = TypeVar("T")
 
 TICK_S = 0.1
-"""How often files that are being written are looked at; their events do not wake anybody."""
+"""How often files that are being written are looked at."""
 
 SLICE_S = 0.02
 RECONCILE_DUTY = 0.1
@@ -192,9 +192,9 @@ class TreeSource:
 
     async def _sleep(self) -> None:
         now = time.monotonic()
-        at = min(self._settle.next_at(), now + TICK_S)
-        if self._scans.first is not None:
-            at = min(at, self._scans.first.not_before)
+        scan = self._scans.first
+        at = min(self._settle.next_at(), self._next_look, self._linked_at)
+        at = min(at, self._next_reconcile if scan is None else scan.not_before)
         if self._wake.is_set() or at <= now:
             await asyncio.sleep(0)
             return
@@ -229,12 +229,15 @@ class TreeSource:
         if polled or self._settings.poll_s is not None:
             self._poll_s = self._settings.poll_s if self._settings.poll_s is not None else POLL_DEFAULT_S
         if not polled and self._watcher is None:
-            self._watcher = Watcher(self._rouse)
+            self._watcher = Watcher(partial(self._in_loop, self._wake.set), modified=self._modified)
 
-    def _rouse(self) -> None:
+    def _modified(self) -> None:
+        self._in_loop(lambda: asyncio.get_running_loop().call_later(TICK_S, self._wake.set))
+
+    def _in_loop(self, call: Callable[[], object]) -> None:
         loop = self._loop
         if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(self._wake.set)
+            loop.call_soon_threadsafe(call)
 
     def drain(self, now: float) -> None:
         """Takes what the watcher heard."""
@@ -300,6 +303,8 @@ class TreeSource:
                 self._settle.unit_changed(waits.mailbox, path, noticed or now)
         if told.linked and self._linked_at == math.inf:
             self._linked_at = max(now, self._linked_last + LINKED_EVERY_S)
+        if told.again or told.costs or told.logs or told.relocked or told.linked:
+            self._wake.set()  # something may be due sooner than the task sleeps
         for severity, what, fields in told.reports:
             self._report(severity, what, {"dataset": self._settings.name, **fields})
         self._moved.set()
