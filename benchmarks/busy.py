@@ -142,8 +142,9 @@ def pages_lags(lines: list[Line], copies: list[tuple[float, bytes]], watched_sin
     if not ranked or ranked[-1][1] != len(commits) - 1:
         raise BenchFailure("the last commit of astdb never came to the standby")
     lags = []
-    for number, (since, _) in enumerate(commits):
-        if since >= watched_since:
+    for number, (since, state) in enumerate(commits):
+        # A transaction that only deleted what was not there changes nothing: no copy follows it.
+        if since >= watched_since and state != commits[number - 1][1]:
             # A copy may come while the writer still writes down that its commit returned.
             reached = next(at for at, there in ranked if there >= number and at >= since - WRITTEN_DOWN_S)
             lags.append(max(0.0, reached - since))
