@@ -7,6 +7,7 @@ alive while its loop turns, and that it stops when it was told to. Everything th
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -64,6 +65,9 @@ def serve(*, config: str, role_name: str | None, epoch: int | None, log_level: s
 async def _serve(settings: Settings, role: Role | None, epoch: Epoch) -> None:
     from ha_sync.service.engine import run
 
+    # What is loaded lives as long as the process: a collection need not walk through it, which takes 10 ms and more.
+    gc.collect()
+    gc.freeze()
     loop = asyncio.get_running_loop()
     async with asyncio.TaskGroup() as tasks:
         engine = tasks.create_task(run(settings, role=role, epoch=epoch))
