@@ -22,6 +22,7 @@ class Relay:
         self.address = f"127.0.0.1:{self._port}"
         self._lock = threading.Lock()
         self._living: set[socket.socket] = set()
+        self.accepted = 0  # connections since it was made
         self._accepting = threading.Thread(target=self._accept, args=(self._listener,), daemon=True)
         self._accepting.start()
 
@@ -64,6 +65,7 @@ class Relay:
                 one, _ = listener.accept()
             except OSError:
                 return
+            self.accepted += 1
             try:
                 other = socket.create_connection(self._target, timeout=5)
             except OSError:

@@ -91,7 +91,7 @@ class Copy:
     block_size: int
     hashes: bytes  # 16 bytes a block
     changed: dict[int, bytes]  # blocks whose hash differs from the given ones
-    image: bytearray | None  # the whole, where asked for
+    image: memoryview | None  # the whole, where asked for; until the next attempt
     mode: int
     uid: int
     gid: int
@@ -134,23 +134,21 @@ class _Wanted:
     target_fd: int | None = None
     hashes: list[bytes] = field(default_factory=list)
     changed: dict[int, bytes] = field(default_factory=dict)
-    image: bytearray | None = None
+    image: memoryview | None = None
     step: int = 0
     size: int = 0  # of what is read: with a log in use the image's, not the file's
 
-    def take(self, view: memoryview, offset: int) -> None:
-        """Hashes the blocks of ``view``, which starts on a block's border."""
-        if self.image is not None:
-            self.image[offset : offset + len(view)] = view
-        number = offset // self.step
+    def take(self, view: memoryview) -> None:
+        """Hashes the blocks of ``view``, the whole content."""
+        if self.whole:
+            self.image = view
         known = self.known
-        for start in range(0, len(view), self.step):
+        for number, start in enumerate(range(0, len(view), self.step)):
             block = view[start : start + self.step]
             digest = xxhash.xxh3_128_digest(block)
             self.hashes.append(digest)
             if known[number * HASH_BYTES : (number + 1) * HASH_BYTES] != digest:
                 self.changed[number] = bytes(block)
-            number += 1
 
 
 class LockFreeReader:
@@ -289,8 +287,6 @@ class LockFreeReader:
         else:
             wanted.step, wanted.known = database_block_size(size, header.page_size), b""
         wanted.size = size
-        if wanted.whole:
-            wanted.image = bytearray(size)
 
     def _before(self, *, patient: bool) -> tuple[_Signature, Header]:
         self._reopen_if_replaced()
@@ -325,7 +321,7 @@ class LockFreeReader:
             raise _Refused(Refusal.CHANGED, "a write-ahead log appeared", read=True)
         self._after(before)
         # Hashed only now: the gap between two commits is short, and what is rejected need not be hashed.
-        wanted.take(content, 0)
+        wanted.take(content)
 
     def _read_whole(self, size: int, *, at_rest: bool) -> memoryview:
         if len(self._buffer) < size:
@@ -409,7 +405,7 @@ class LockFreeReader:
         if header is None:
             raise _Refused(Refusal.NOT_A_DATABASE, read=True)
         self._cut(wanted, size, header)
-        wanted.take(content, 0)
+        wanted.take(content)
         return look_again, last, header
 
     def _sized(self, content: memoryview, size: int) -> memoryview:
@@ -432,7 +428,7 @@ class LockFreeReader:
             with open(wanted.target_fd, "wb", closefd=False) as file:
                 file.write(image)
             return
-        wanted.take(memoryview(image), 0)
+        wanted.take(memoryview(image))
 
     def _joined_image(self, end: str, before: _Signature) -> bytes:
         """What SQLite makes of the file and the journal or log that a dead program left: done on copies of ours."""

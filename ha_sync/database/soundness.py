@@ -23,7 +23,7 @@ _JOURNAL = b"\x01\x01"
 """What the header's file format versions say without a write-ahead log (sqlite.org/fileformat2.html, 1.3.3)."""
 
 
-def damage_of_image(image: bytes | bytearray) -> str:
+def damage_of_image(image: bytes | memoryview) -> str:
     """What is wrong with a database in memory; empty when nothing is."""
     if not image:
         return ""

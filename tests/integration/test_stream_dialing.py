@@ -131,6 +131,31 @@ async def test_the_paired_node_is_taken_at_whatever_address_it_answers(nodes: Si
             assert await dialer.stream() == address
 
 
+@pytest.mark.req("R3")
+async def test_the_other_node_is_looked_at_over_one_connection_until_it_breaks_or_is_the_wrong_one(
+    nodes: SimpleNamespace,
+) -> None:
+    async with answering(nodes.a, "127.0.0.3") as (address,):
+        relay = Relay(address)
+        dialer = Dialer(nodes.b, relay.address)
+        for _ in range(3):
+            assert (await dialer.link.look()).node_id == nodes.a.node_id
+        assert relay.accepted == 1
+        dialer.keyring = Keyring(nodes.b)
+        await dialer.link.look()
+        assert relay.accepted == 2, "with the key that this node has now"
+        await asyncio.to_thread(relay.reset)
+        await dialer.link.look()
+        assert relay.accepted > 2, "a peer that begins anew is dialled at once"
+        await asyncio.to_thread(relay.cut)
+        with pytest.raises(PeerUnreachable):
+            await dialer.link.look()
+        await asyncio.to_thread(relay.open)
+        await dialer.link.look()
+        await dialer.link.look_away()
+        await asyncio.to_thread(relay.cut)
+
+
 @pytest.mark.req("R3", "R10")
 async def test_a_stranger_at_one_of_the_addresses_is_refused_and_the_next_is_taken(nodes: SimpleNamespace) -> None:
     async with answering(nodes.stranger, "127.0.0.4") as (strange,), answering(nodes.a, "127.0.0.3") as (good,):
