@@ -7,10 +7,11 @@ import os
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ha_sync.capture.tree import journal
+from ha_sync.capture.tree import journal, worker
 from tests.support.tree_apply_pair import TreePair
 
 
@@ -52,6 +53,33 @@ async def test_a_sync_of_more_paths_than_sequences_are_reserved_at_once_goes_thr
         pair.assert_equal()
         stored = pair.source.worker.catalogue.position("captured")
         assert stored.sequence >= pair.source.worker.journal.captured.sequence
+
+
+@pytest.mark.req("R22")
+async def test_of_a_sync_only_so_many_paths_are_on_their_way_and_it_ends_when_all_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "FLYING_MAX", 10)
+    monkeypatch.setattr(worker, "GROUP_CHANGES_MAX", 7)
+    flying: list[int] = []
+    flew = journal.Journal.flew
+
+    def seen(self: journal.Journal, *group: Any) -> None:
+        flew(self, *group)
+        flying.append(self.in_flight)
+        assert self.synced_at is None or self.bulk == 0
+
+    monkeypatch.setattr(journal.Journal, "flew", seen)
+    active = tmp_path / "active"
+    active.mkdir()
+    for number in range(100):
+        (active / f"f{number}").write_bytes(b"%d" % number)
+    async with TreePair(str(tmp_path), {}) as pair:
+        await pair.caught_up()
+        pair.assert_equal()
+        assert pair.restarts == 0
+    assert max(flying) <= 10 + 7 + 1, "a group more, and its directory"
+    assert len(flying) > 10
 
 
 @pytest.mark.req("R22")

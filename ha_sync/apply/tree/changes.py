@@ -23,6 +23,8 @@ SIZE_MAX = 1 << 46
 """64 TiB: no file of a PBX is larger, and a lie must not make us allocate its list of blocks."""
 BLOCKS_MAX = 1 << 20
 LINK_TARGET_MAX = 4095
+PART_BYTES = 1024
+"""What a parsed change takes in memory, whose path is short: six times what it took on the wire."""
 ID_MAX = (1 << 32) - 2  # the highest value means "leave it" to chown
 TIME_MAX = (1 << 63) - 1
 
@@ -51,7 +53,7 @@ class Piece:
     parts: tuple[Part, ...]
     group_end: bool
     consistent: bool
-    size: int
+    size: int  # in memory, about
 
 
 def decode(frame: Frame) -> Piece:
@@ -67,7 +69,11 @@ def decode(frame: Frame) -> Piece:
     else:
         raise _fault(f"a frame of kind {frame.kind.name} in a tree")
     return Piece(
-        position=frame.position, parts=parts, group_end=frame.group_end, consistent=frame.consistent, size=frame.size
+        position=frame.position,
+        parts=parts,
+        group_end=frame.group_end,
+        consistent=frame.consistent,
+        size=frame.size + PART_BYTES * len(parts),
     )
 
 

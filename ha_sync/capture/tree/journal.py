@@ -27,6 +27,9 @@ from ha_sync.catalogue.tree import NOTHING_SENT, Row, TreeCatalogue, key_of, pat
 from ha_sync.core.position import Epoch, Incarnation, Position, Sequence, new_incarnation
 
 LIVE_MAX = 20_000
+FLYING_MAX = 16_384
+"""Paths sent and not acknowledged, each of which takes a kilobyte of memory until then; beyond it no bulk is sent."""
+
 RESERVE = 1_000_000
 SYNCING = "on"
 FELL = "fell:"
@@ -266,6 +269,11 @@ class Journal:
     def in_flight(self) -> int:
         """Paths sent and not acknowledged."""
         return len(self._flying)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether the bulk waits until the Standby has acknowledged some of what is on its way."""
+        return len(self._flying) >= FLYING_MAX
 
     # ---- acknowledgements
 

@@ -35,15 +35,13 @@ from ha_sync.files.rules import Rules, unit_order
 
 GROUP_CHANGES_MAX = 2000
 GROUP_BYTES_MAX = 8 * 1024 * 1024
-BULK_COPY_MIN = 64 * 1024
 PRODUCED_BYTES = 2 * FRAME_TARGET_BYTES  # by one call: handing frames over between threads costs too
+MISSING_MAX = 100_000  # missing paths kept until a scan ends; beyond it they are judged in portions
+BULK_COPY_MIN = 64 * 1024
 """In a sync smaller content is not looked for under other names: the question would cost more than the bytes."""
 
 DISTRUSTS = "distrusts"
 """Stored until everything that was dirty when a crash made us forget what was sent is acknowledged."""
-
-MISSING_MAX = 100_000
-"""Missing paths kept until a scan ends; beyond it they are judged in portions."""
 
 
 class TreeWorker:
@@ -453,6 +451,8 @@ class TreeWorker:
             return self._live_group()
         if paths := self.appending.take():
             return self._append_group(paths)
+        if journal.crowded:
+            return None
         if bulk := journal.take_bulk(GROUP_CHANGES_MAX):
             return self._bulk_group(bulk)
         if journal.synced_at is None and not journal.held:
