@@ -117,9 +117,11 @@ def test_two_primaries_are_refused_on_both_nodes_and_the_active_goes_on(pair: Ne
 @pytest.mark.req("R12")
 def test_who_only_observes_tells_what_it_would_have_done_and_holds_nothing(pair: NetPair) -> None:
     try:
+        # Stopped first: the settings are shared, and a Standby that is told of them alone takes its Active's again.
+        for node in pair.nodes.values():
+            node.stop(AGENT)
         for node in pair.nodes.values():
             pair.configure(node, observe_only=True)
-            node.stop(AGENT)
         for node in pair.nodes.values():
             node.start(AGENT)
         until(lambda: "AddAddress" in would(pair), "a decision", pair.told)
@@ -127,9 +129,10 @@ def test_who_only_observes_tells_what_it_would_have_done_and_holds_nothing(pair:
         assert pair.holders == set()
     finally:
         for node in pair.nodes.values():
-            pair.configure(node)
             if node.runs(AGENT):
                 node.stop(AGENT)
+        for node in pair.nodes.values():
+            pair.configure(node)
 
 
 @pytest.mark.req("R11")
