@@ -219,12 +219,13 @@ class PeerLink:
     async def look(self) -> pb.DescribeResponse:
         """As ``describe``, on a connection that is kept: a handshake costs each node milliseconds. One at a time."""
         began = self._clock()
-        if self._kept is not None:
+        if (kept := self._kept) is not None:
             try:
-                return await self._look_again(self._kept)
+                return await self._look_again(kept)
             except HaSyncError:
                 await self.look_away()
-                if self._clock() - began >= CONNECT_S:
+                if (now := self._clock()) - began >= CONNECT_S:
+                    self._paths.failed(kept.path.address, now=now)
                     raise  # no answer; a peer that has begun anew closes the connection, and is dialled at once
         async with contextlib.AsyncExitStack() as stack:
             path, channel, answer = await stack.enter_async_context(self._reached())

@@ -156,6 +156,25 @@ async def test_the_other_node_is_looked_at_over_one_connection_until_it_breaks_o
         await asyncio.to_thread(relay.cut)
 
 
+@pytest.mark.req("R10")
+async def test_a_look_that_is_not_answered_in_time_marks_its_path(
+    nodes: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def silent(*_: object) -> None:
+        raise PeerUnreachable("cannot reach the other node", reason="no answer")
+
+    async with answering(nodes.a, "127.0.0.3") as addresses:
+        dialer = Dialer(nodes.b, *addresses)
+        await dialer.link.look()
+        ((_, good),) = dialer.link.shown()
+        monkeypatch.setattr(dialing, "CONNECT_S", 0.0)
+        monkeypatch.setattr(dialing, "_greet", silent)
+        with pytest.raises(PeerUnreachable):
+            await dialer.link.look()
+        ((_, state),) = dialer.link.shown()
+        assert state != good
+
+
 @pytest.mark.req("R3", "R10")
 async def test_a_stranger_at_one_of_the_addresses_is_refused_and_the_next_is_taken(nodes: SimpleNamespace) -> None:
     async with answering(nodes.stranger, "127.0.0.4") as (strange,), answering(nodes.a, "127.0.0.3") as (good,):

@@ -39,15 +39,18 @@ async def test_a_tree_and_what_happens_to_it_later_is_equal_on_both(tmp_path: Pa
         assert pair.sink.report().consistent
 
 
+def make_a_hundred(active: Path) -> None:
+    active.mkdir()
+    for number in range(100):
+        (active / f"f{number}").write_bytes(b"%d" % number)
+
+
 @pytest.mark.req("R20", "R22")
 async def test_a_sync_of_more_paths_than_sequences_are_reserved_at_once_goes_through(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal, "RESERVE", 7)
-    active = tmp_path / "active"
-    active.mkdir()
-    for number in range(100):
-        (active / f"f{number}").write_bytes(b"%d" % number)
+    make_a_hundred(tmp_path / "active")
     async with TreePair(str(tmp_path), {}) as pair:
         await pair.caught_up()
         pair.assert_equal()
@@ -70,10 +73,7 @@ async def test_of_a_sync_only_so_many_paths_are_on_their_way_and_it_ends_when_al
         assert self.synced_at is None or self.bulk == 0
 
     monkeypatch.setattr(journal.Journal, "flew", seen)
-    active = tmp_path / "active"
-    active.mkdir()
-    for number in range(100):
-        (active / f"f{number}").write_bytes(b"%d" % number)
+    make_a_hundred(tmp_path / "active")
     async with TreePair(str(tmp_path), {}) as pair:
         await pair.caught_up()
         pair.assert_equal()

@@ -26,8 +26,6 @@ COLD_ITEMS = 64
 AHEAD_ITEMS = 32
 AHEAD_BYTES = 4 * MIB
 
-_OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
-
 
 class Ahead:
     """Of the items of one group, in the order in which they are read."""
@@ -58,9 +56,8 @@ class Ahead:
         status = item.status
         if status is None or not stat.S_ISREG(status.st_mode) or not 0 < status.st_size <= BLOCK_MIN:
             return 0
-        parent, _, name = item.path.rpartition(b"/")
         try:
-            fd = os.open(name, _OPEN, dir_fd=self._root.directory(parent))
+            fd = self._root.open(item.path, os.O_RDONLY | os.O_NONBLOCK)
         except (OSError, HaSyncError):
             return 0  # whoever reads it will say so
         try:

@@ -273,7 +273,7 @@ class Journal:
     @property
     def crowded(self) -> bool:
         """Whether the bulk waits until the Standby has acknowledged some of what is on its way."""
-        return len(self._flying) >= FLYING_MAX
+        return self.in_flight >= FLYING_MAX
 
     # ---- acknowledgements
 
