@@ -30,9 +30,9 @@ from ha_agent.arbiter.state import BLOCKED_S, NEVER, PROBE_FRESH_S, RETRY_S, Sta
 from ha_agent.arbiter.values import NO_EPOCH, Cause, Digest, Offer, Permit, Phase, Reason, Refusal
 
 PROBES_ALONE = 3
-PROBES_CONSENTED = 1
+PROBES_LAST = 1
 PROBE_WAIT_S = 0.1
-PROBE_CONSENTED_WAIT_S = 0.05
+PROBE_LAST_WAIT_S = 0.05
 ANNOUNCEMENTS = 5
 
 
@@ -302,6 +302,10 @@ def _probe(s: State, out: Actions, *, count: int, wait_s: float) -> None:
     out.append(Probe(asked_at=s.now, count=count, wait_s=wait_s))
 
 
+def _look_once_more(s: State, out: Actions) -> None:
+    _probe(s, out, count=PROBES_LAST, wait_s=PROBE_LAST_WAIT_S)
+
+
 def claim_by_consent(s: State, e: Any, out: Actions) -> None:
     """Last look at the LAN, while the epoch to serve in becomes durable."""
     assert s.peer is not None
@@ -309,14 +313,15 @@ def claim_by_consent(s: State, e: Any, out: Actions) -> None:
         s.cause = Cause.ELECTION  # the hand-over came to nothing, the peer let go for another reason
     s.permit = Permit.CONSENT
     s.claim_evidence = e.echoed_at
-    _probe(s, out, count=PROBES_CONSENTED, wait_s=PROBE_CONSENTED_WAIT_S)
+    _look_once_more(s, out)
     write(s, out, promised=max(s.epoch, s.book.promised), served=s.epoch, active=True, clean=False)
 
 
 def claim_by_silence(s: State, e: Any, out: Actions) -> None:
-    """The peer is dead; the probe is behind us."""
+    """The peer is dead; the probe is behind us, and with it perhaps a pause of this whole machine, clocks and all."""
     s.cause = Cause.SILENCE
     s.permit = Permit.SILENCE
+    _look_once_more(s, out)
     _claim_alone(s, out, single=False)
 
 

@@ -157,9 +157,8 @@ def nobody_answers(s: State, e: Any) -> bool:
 
 
 def claim_probed(s: State, e: Any) -> bool:
-    """Nobody answered just now, nor after a consent; or an administrator accepts a dual holder."""
-    asked_since = s.permit is Permit.SILENCE or s.probe_clear >= s.since
-    return s.accept_dual or (asked_since and nobody_answers(s, e))
+    """Nobody answered, asked since the claim began; or an administrator accepts a dual holder."""
+    return s.accept_dual or (s.probe_clear >= s.since and nobody_answers(s, e))
 
 
 def somebody_answered(s: State, e: Any) -> bool:

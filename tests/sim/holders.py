@@ -85,7 +85,7 @@ class Holders:
             return "paused"
         older = newest.peer.agent
         newer = newest.agent
-        if newer is not None and newest.peer.resumed_at >= world.now - (newest.clock() - newer.probe_clear):
+        if newer is not None and newest.peer.resumed_at >= newest.world_time(newer.probe_clear):
             return "paused"  # it went on after the other one had looked
         if older is None or newer is None or world.now - self.parted_at > PARTED_RECENTLY_S:
             return ""

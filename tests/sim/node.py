@@ -84,6 +84,14 @@ class Node:
         self.read_at = max(self.read_at, self.offset + at * self.rate)  # never back, not by a rounding error either
         return self.read_at
 
+    def world_time(self, clock_s: float) -> float:
+        """When this node's clock showed that, had the machine not been paused since."""
+        return self.world.now - (self.clock() - clock_s)
+
+    def paused_since(self, clock_s: float) -> bool:
+        """Whether the whole machine stood still since its clock showed that."""
+        return self.resumed_at >= self.world_time(clock_s)
+
     @property
     def peer(self) -> Node:
         """The other machine."""
@@ -359,7 +367,7 @@ class Node:
                 answers.append(FOREIGN)
 
         for question in range(action.count):
-            self.world.at(question * 0.1, ask)
+            self._later(question * 0.1, ask)  # who stands still asks nothing
         sent = network.lan_up(self.number)
         end = (action.count - 1) * 0.1 + action.wait_s
         self._later(

@@ -121,6 +121,30 @@ def test_a_paused_machine_drops_the_address_soon_after_it_goes_on() -> None:
 
 
 @pytest.mark.req("R13")
+def test_a_standby_that_was_paused_before_its_take_over_asks_the_lan_once_more() -> None:
+    """The Active dies. Its Standby has waited for nearly T, and asked the LAN in vain, when its machine is paused whole.
+    Meanwhile somebody takes the address: the old Active that came back, or a stranger. On resuming the Standby does
+    not know that time has passed; what the LAN answered before the pause must not allow the take-over."""
+    for seed in range(20):
+        world = pair(seed, beat_s=0.1, boot_waits=(4.0, 8.0))
+        world.nodes[0].power_off()
+        world.run(2.0 + seed * 0.05)
+        world.nodes[1].pause(12.0)
+        if seed % 2:
+            world.run(0.5)
+            world.network.foreign = True
+            world.run(14.0)
+            assert not world.nodes[1].holding
+            assert act.Subject.FOREIGN_HOLDER in alarms(world.nodes[1])
+        else:
+            world.network.udp = [[False, False], [False, False]]  # no beat tells it either
+            world.boot(0)
+            takes_over(world, 0, limit_s=11.0)
+            stays(world, 6.0)
+        assert world.holders.excused == []
+
+
+@pytest.mark.req("R13")
 def test_the_switch_reboots_and_one_election_follows() -> None:
     """The switch reboots: both nodes lose carrier at one moment and see it again at one moment. The old Active is
     fenced by then; the silence counts anew, the beats say that nobody serves, and there is one election."""
@@ -357,6 +381,7 @@ def test_a_claim_that_waits_for_a_slow_disk_looks_again_before_it_adds() -> None
         world.nodes[1].store_s = 1.4
         world.nodes[0].power_off()
         reaches(world, 1, Phase.CLAIMING, limit_s=4.0)
+        world.run(0.2)  # the look with which a claim begins found nobody
         world.network.foreign = True
         world.run(10.0)
         assert not world.nodes[1].holding

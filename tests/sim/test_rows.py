@@ -451,7 +451,7 @@ def test_force_makes_a_node_stand_when_nobody_serves(hindrance: dict[str, Any]) 
 
 CLAIMING: dict[str, Any] = {
     "book": replace(SERVING, active=True), "holds": False, "since": NOW - 0.2, "heard_at": NOW - 4.0,
-    "permit": Permit.SILENCE, "probe_clear": NOW - 0.5, "probe_cleared_at": NOW - 0.2, "lease_until": NEVER,
+    "permit": Permit.SILENCE, "probe_clear": NOW - 0.2, "probe_cleared_at": NOW - 0.1, "lease_until": NEVER,
 }  # fmt: skip
 
 
@@ -461,6 +461,7 @@ CLAIMING: dict[str, Any] = {
     [
         {"stored": BOOK},
         {"probe_cleared_at": NOW - 2.0},
+        {"probe_clear": NOW - 0.3},
         {"permit": Permit.CONSENT, "claim_evidence": NOW - 0.1, "probe_clear": NOW - 0.5},
         {"permit": Permit.CONSENT, "claim_evidence": NOW - 1.0, "probe_clear": NOW},
         {"since": NOW - 2.0},

@@ -240,6 +240,7 @@ class World:
             answers
             and self.now - max(network.foreign_since, network.mended_at) > 1.0
             and agent.cause is not Cause.FORCED
+            and not node.paused_since(agent.probe_clear)
         ):
             self.fail("S7: somebody else answers for the cluster IP")
 
