@@ -122,7 +122,7 @@ def test_a_paused_machine_drops_the_address_soon_after_it_goes_on() -> None:
 
 @pytest.mark.req("R13")
 def test_a_standby_that_was_paused_before_its_take_over_asks_the_lan_once_more() -> None:
-    """The Active dies. Its Standby has waited for nearly T, and asked the LAN in vain, when its machine is paused whole.
+    """The Active dies. Its Standby has waited for nearly T, and asked the LAN in vain, when its machine is paused.
     Meanwhile somebody takes the address: the old Active that came back, or a stranger. On resuming the Standby does
     not know that time has passed; what the LAN answered before the pause must not allow the take-over."""
     for seed in range(20):
