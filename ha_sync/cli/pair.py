@@ -19,6 +19,7 @@ from ha_sync.config import NodeSettings, Settings, load, load_node
 from ha_sync.errors import Refused
 
 if TYPE_CHECKING:
+    from ha_proto.sync.v1.life_pb2 import NodeFacts
     from ha_sync.pairing.joining import Joined
 
 HA_TOML = "ha.toml"
@@ -128,6 +129,7 @@ def join(
     First both nodes are compared, as `ha-sync preflight` does; what fails forbids to join. Model, firmware, data layout
     and station types are not to be accepted.
     """
+    from ha_sync.config import saving
     from ha_sync.pairing import exporting, joining
     from ha_sync.pairing.diagnosis import split_address
     from ha_sync.pairing.onetime import decode
@@ -138,7 +140,13 @@ def join(
     node = settings.node
     mine = _own_address(node, address, towards=decode(token).address)
     ha_toml = agent_config or os.path.join(os.path.dirname(os.path.abspath(config)), HA_TOML)
-    checks = _preflight(token, settings, ha_toml, accept)
+    theirs, offset_s = joining.examine(token, node.state_dir)
+    definitions = saving.draft(config, theirs.definitions) if theirs.definitions else None
+    if definitions is not None:
+        settings = (
+            definitions.settings
+        )  # what the pair replicates is what is compared, and what of this node is at stake
+    checks = _preflight(settings, theirs, offset_s, ha_toml, accept)
     joined = joining.join(
         token,
         node.state_dir,
@@ -151,6 +159,9 @@ def join(
         exporter=lambda: _export(settings),
     )
     taken, trouble = _take_shared(joined, settings, ha_toml)
+    if definitions is not None and definitions.changed:
+        saving.save(config, definitions)
+        taken.append("definitions: " + ", ".join(definitions.changed))
     if trouble:
         click.echo(f"the pair's settings were not taken: {trouble}", err=True)
     _tell_joined(joined, taken, checks, as_json=as_json)
@@ -187,12 +198,13 @@ def dissolve(*, config: str, socket: str | None, as_json: bool, without_peer: bo
     )
 
 
-def _preflight(token: str, settings: Settings, ha_toml: str, accept: tuple[str, ...]) -> list[str]:
+def _preflight(
+    settings: Settings, theirs: NodeFacts, offset_s: float, ha_toml: str, accept: tuple[str, ...]
+) -> list[str]:
     """Raises ``Refused`` where the nodes do not fit; returns the lines of what is odd."""
     from ha_sync.cli.preflight import lines_of
-    from ha_sync.pairing import facts, joining, preflight
+    from ha_sync.pairing import facts, preflight
 
-    theirs, offset_s = joining.examine(token, settings.node.state_dir)
     agent, fault = facts.run_agent_facts(ha_toml)
     mine = facts.own_facts(settings, agent=agent, agent_fault=fault)
     checks = preflight.judge(mine, theirs, offset_s=offset_s, joining=True)

@@ -6,7 +6,7 @@ the unit that the key's name ends with.
 
 from __future__ import annotations
 
-from ha_sync.config.parse import load, load_node
+from ha_sync.config.parse import load, load_node, shared_text
 from ha_sync.config.settings import (
     DEFAULT_CONFIG,
     DEFAULT_PEER_PORT,
@@ -57,4 +57,5 @@ __all__ = [
     "TreeSettings",
     "load",
     "load_node",
+    "shared_text",
 ]

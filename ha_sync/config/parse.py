@@ -10,8 +10,9 @@ import os
 import re
 import socket
 import tomllib
+from dataclasses import replace
 
-from ha_sync.config import place
+from ha_sync.config import place, shared
 from ha_sync.config.dataset import parse_dataset
 from ha_sync.config.overlap import check_overlaps
 from ha_sync.config.ports import parse_api, parse_metrics
@@ -38,7 +39,8 @@ ADDRESSES_MAX = 16
 
 def load(path: str) -> Settings:
     """Everything in the file; raises ``ConfigFault`` with all faults."""
-    return settings_of(_read(path), source=path)
+    values = _read(path)
+    return replace(settings_of(values, source=path), file=os.path.abspath(path), shared=shared.text_of(values))
 
 
 def settings_of(values: dict[str, object], *, source: str) -> Settings:
@@ -79,7 +81,13 @@ def load_node(path: str) -> NodeSettings:
     return node
 
 
-def _read(path: str) -> dict[str, object]:
+def shared_text(path: str) -> str:
+    """The pair's part of the file (``config.shared``), whatever else is wrong in it; raises ``ConfigFault``."""
+    return shared.text_of(_read(path))
+
+
+def read_text(path: str) -> str:
+    """The file as it stands; raises ``ConfigFault`` where it cannot be read."""
     try:
         with open(path, "rb") as file:
             data = file.read(FILE_BYTES_MAX + 1)
@@ -90,10 +98,15 @@ def _read(path: str) -> dict[str, object]:
     if len(data) > FILE_BYTES_MAX:
         raise ConfigFault(path, (f"is larger than {FILE_BYTES_MAX} bytes: this is no settings file",))
     try:
-        return tomllib.loads(data.decode())
+        return data.decode()
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigFault(path, (f"line {line} is not UTF-8: save the file as UTF-8",)) from error
+
+
+def _read(path: str) -> dict[str, object]:
+    try:
+        return tomllib.loads(read_text(path))
     except (ValueError, RecursionError) as error:  # a number of 5000 digits is no TOMLDecodeError
         raise ConfigFault(path, (f"is not TOML: {_toml_reason(error)}",)) from error
 

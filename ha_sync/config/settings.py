@@ -224,3 +224,5 @@ class Settings:
     api: ApiSettings = field(default_factory=ApiSettings)
     datasets: tuple[DatasetSettings, ...] = ()  # the storages too
     notices: tuple[str, ...] = ()  # accepted, but worth telling (settings of parts that do not run yet)
+    file: str = ""  # that they came from; empty: none
+    shared: str = ""  # the pair's part of it, as ``config.shared`` tells it

@@ -21,6 +21,7 @@ from ha_sync.errors import ConfigFault, WrongState
 from ha_sync.logs.events import Event, EventLog
 from ha_sync.node import DatasetStatus, Node
 from ha_sync.pairing.keyring import Keyring
+from ha_sync.service.definitions import Definitions
 from ha_sync.service.divergence import Divergences
 from ha_sync.service.full_backup import FullBackups
 from ha_sync.service.logbook import Logbook, list_findings, list_runs
@@ -52,6 +53,7 @@ class Parts:
     began: float  # monotonic
     packages: Packages
     storages: Storages
+    definitions: Definitions
     by_hand: bool  # the role is given by hand, not by an agent
 
 
@@ -292,7 +294,11 @@ class ControlServicer(control_pb2_grpc.ControlServiceServicer):
             ),
             datasets=[_dataset(item, path=parts.link.path_name(item.peer_at)) for item in datasets],
             certificate_expires=_iso(identity.ends_unix_s) if identity else "",
-            notices=(*parts.node.settings.notices, *parts.divergences.merger.notices),
+            notices=(
+                *parts.node.settings.notices,
+                *parts.definitions.notices,
+                *parts.divergences.merger.notices,
+            ),
             full_backup=parts.full_backups.progress(),
         )
 

@@ -306,6 +306,7 @@ class _Engine:
                 began=self._began,
                 packages=self._packages,
                 storages=self._storages,
+                definitions=self._life.definitions,
                 by_hand=self._by_hand,
             )
         )

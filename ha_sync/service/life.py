@@ -1,7 +1,8 @@
-"""The life of the pair beside its data: preflight, what both nodes share (settings, accounts), dissolving.
+"""The life of the pair beside its data: preflight, what both nodes share (settings, accounts, definitions), dissolving.
 
 The Standby asks: each look at the Active (``PeerWatch``) tells the versions of what is shared, and what differs is
-fetched over the peer port. Settings belong to the agent, which judges them once more; accounts to the engine.
+fetched over the peer port. Settings belong to the agent, which judges them once more; accounts and definitions to the
+engine.
 
 A dissolving is durable in the identity before anything is removed, and whoever finds its peer in one joins in: a node
 that was off meanwhile finishes when it comes back. The identity goes last, when the other node has finished too.
@@ -35,12 +36,13 @@ from ha_sync.pairing.gate import Gate
 from ha_sync.pairing.identity import Identity
 from ha_sync.pairing.keyring import Keyring
 from ha_sync.service.attach import AgentLink
+from ha_sync.service.definitions import Definitions
 from ha_sync.service.peer import PeerLink
 from ha_sync.service.status_map import Context, error_from, unary
 
 # ruff: noqa: N802 - methods are named as in the protocol
 
-SETTINGS, ACCOUNTS = "settings", "accounts"
+SETTINGS, ACCOUNTS, DEFINITIONS = "settings", "accounts", "definitions"
 CALL_S = 30.0
 DISSOLVE_S = 300.0  # the services stop and start within it
 FINISH_EVERY_S = 1.0
@@ -74,6 +76,7 @@ class Life(life_pb2_grpc.LifeServiceServicer):
         self._report = report
         state_dir = node.settings.node.state_dir
         self._accounts = AccountStore(state_dir)
+        self.definitions = Definitions(node.settings, detach=node.detach, report=report)
         self._told = ""
         self._one_at_a_time = asyncio.Lock()
         self._done_here = False
@@ -104,6 +107,7 @@ class Life(life_pb2_grpc.LifeServiceServicer):
         found.node_id = keyring.identity.node_id if keyring else ""
         found.role = self._node.role.value if self._node.role else ""
         found.ports.extend(facts.dial(dial))
+        found.definitions = self.definitions.text if self._node.role is Role.ACTIVE else ""
         found.unix_s = read_clock().unix_s  # gathering took a while
         return found
 
@@ -124,7 +128,8 @@ class Life(life_pb2_grpc.LifeServiceServicer):
         if self._node.role is not Role.ACTIVE:
             return {}
         found = {ACCOUNTS: (await asyncio.to_thread(self._accounts.read)).version}
-        return found | ({SETTINGS: self._agent.shared_version} if self._agent.shared_version else {})
+        others = {SETTINGS: self._agent.shared_version, DEFINITIONS: self.definitions.told}
+        return found | {name: version for name, version in others.items() if version}
 
     async def described(self, theirs: replication_pb2.DescribeResponse) -> None:
         """The other node said what it is: as its Standby this one takes what it lacks; never raises."""
@@ -159,6 +164,11 @@ class Life(life_pb2_grpc.LifeServiceServicer):
             fields: dict[str, object] = {"version": taken.version, "accounts": len(taken.accounts)}
             self._report("info", "the Active's accounts are those of this node now", fields)
 
+        wanted = theirs.shared.get(DEFINITIONS, "")
+        if wanted and self.definitions.told and wanted != await self.definitions.here():
+            document = await self._document(DEFINITIONS, theirs.epoch)
+            await self.definitions.take(document.content.decode(errors="replace"))
+
     async def _known_accounts(self) -> str:
         try:
             return (await asyncio.to_thread(self._accounts.read)).version
@@ -187,6 +197,9 @@ class Life(life_pb2_grpc.LifeServiceServicer):
                     )
                 )
                 return pb.Document(name=name, version=shared.version, content=shared.text.encode(), epoch=epoch)
+            case "definitions":
+                told = self.definitions
+                return pb.Document(name=name, version=told.told, content=told.text.encode(), epoch=epoch)
             case _:
                 raise ProtocolFault("cannot give", subject=name, reason="nothing of that name is shared")
 

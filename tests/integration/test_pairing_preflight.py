@@ -15,6 +15,7 @@ from ha_agent.settings import load
 from ha_proto.agent.v1 import life_pb2 as agent_pb
 from ha_proto.sync.v1 import life_pb2
 from ha_sync.accounts import Account, AccountStore, make_secret
+from ha_sync.config import load as load_sync
 from ha_sync.pairing.identity import Identity, init_cluster
 from tests.support.pairing_nodes import SetClock, serving
 
@@ -114,6 +115,32 @@ async def test_the_joiner_takes_the_pairs_settings_and_accounts(tmp_path: Path) 
     assert pair is not None
     assert (str(pair.cluster_ip), pair.heartbeat_timeout_s) == ("192.168.129.60/24", 5)
     assert pair.station.value == "secondary"
+
+
+@pytest.mark.req("R3", "R5")
+async def test_the_joiner_takes_what_the_pair_replicates_and_its_own_data_is_at_stake(tmp_path: Path) -> None:
+    identity = init_cluster(str(tmp_path / "first"), address="127.0.0.1:1")
+    held = tmp_path / "held"
+    held.mkdir()
+    (held / "mine").write_text("of the joiner")
+    definitions = json.dumps({"dataset": [{"name": "files", "kind": "tree", "path": str(held)}]})
+    async with serving(identity) as port:
+        port.facts = inviter()
+        port.facts.definitions = definitions
+        root = joiner(tmp_path / "b")
+        before = (root / "sync.toml").read_text()
+        accepted = [word for check in ("static address", "peer IP", "peer IP there") for word in ("--accept", check)]
+        refused = await join(root, port.token(), *accepted)
+        assert refused.returncode == 6
+        assert "holds data of its own in files" in refused.stdout
+        assert (root / "sync.toml").read_text() == before
+        joined = await join(root, port.token(), *accepted, "--discard-local-data")
+        assert joined.returncode == 0, joined.stderr
+        answer = json.loads(joined.stdout)
+        assert answer["taken"] == ["definitions: dataset[files]"]
+        assert answer["exported_to"]
+    assert (root / "sync.toml").read_text().startswith(before.rstrip("\n"))
+    assert [one.path for one in load_sync(str(root / "sync.toml")).datasets] == [str(held)]
 
 
 @pytest.mark.req("R2", "R3")

@@ -129,6 +129,7 @@ class NodeFacts(_message.Message):
     PORTS_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
     MISSING_RIGHTS_FIELD_NUMBER: _builtins.int
+    DEFINITIONS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     node_name: _builtins.str
     version: _builtins.str
@@ -136,6 +137,8 @@ class NodeFacts(_message.Message):
     agent_fault: _builtins.str
     state_free_bytes: _builtins.int
     role: _builtins.str
+    definitions: _builtins.str
+    """the Active's: what the pair replicates (docs/protocol.md), for a node that joins"""
     @_builtins.property
     def agent(self) -> _life_pb2.AgentFacts:
         """absent: `agent_fault` says why"""
@@ -163,10 +166,11 @@ class NodeFacts(_message.Message):
         ports: _abc.Iterable[Global___PortFact] | None = ...,
         role: _builtins.str = ...,
         missing_rights: _abc.Iterable[_builtins.str] | None = ...,
+        definitions: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "agent_fault", b"agent_fault", "datasets", b"datasets", "missing_rights", b"missing_rights", "node_id", b"node_id", "node_name", b"node_name", "ports", b"ports", "role", b"role", "state_free_bytes", b"state_free_bytes", "storages", b"storages", "unix_s", b"unix_s", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "agent_fault", b"agent_fault", "datasets", b"datasets", "definitions", b"definitions", "missing_rights", b"missing_rights", "node_id", b"node_id", "node_name", b"node_name", "ports", b"ports", "role", b"role", "state_free_bytes", b"state_free_bytes", "storages", b"storages", "unix_s", b"unix_s", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -270,7 +274,7 @@ class GetDocumentRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """settings | accounts"""
+    """settings | accounts | definitions"""
     def __init__(
         self,
         *,
