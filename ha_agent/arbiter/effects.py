@@ -309,7 +309,7 @@ def _look_once_more(s: State, out: Actions) -> None:
 def claim_by_consent(s: State, e: Any, out: Actions) -> None:
     """Last look at the LAN, while the epoch to serve in becomes durable."""
     assert s.peer is not None
-    if s.accepts and s.peer.token != s.accepts:
+    if s.accepts and s.peer.token != s.accepts and not s.forced:
         s.cause = Cause.ELECTION  # the hand-over came to nothing, the peer let go for another reason
     s.permit = Permit.CONSENT
     s.claim_evidence = e.echoed_at

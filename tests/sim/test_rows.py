@@ -293,6 +293,17 @@ def test_a_consent_is_taken_up_by_the_candidate_of_that_epoch_on_the_lan(hindran
     assert row(done) != "consented"
 
 
+@pytest.mark.req("R6", "R10")
+@pytest.mark.parametrize(("forced", "cause"), [(False, Cause.ELECTION), (True, Cause.FORCED)])
+def test_a_hand_over_that_came_to_nothing_is_an_election_but_stays_an_administrators_force(
+    forced: bool, cause: Cause
+) -> None:
+    lapsed = beat(consent=Epoch(5), progress=1, promised=Epoch(5), phase=Phase.FENCED)
+    wished = Cause.FORCED if forced else Cause.PLANNED
+    s, _ = hears(node(Phase.CANDIDATE, **CANDIDATE, accepts=3, forced=forced, cause=wished), lapsed)
+    assert (s.phase, s.cause) == (Phase.CLAIMING, cause)
+
+
 @pytest.mark.req("R10")
 def test_a_candidate_gives_up_when_it_is_overtaken_or_the_peer_is_better() -> None:
     s = node(Phase.CANDIDATE, **CANDIDATE)
