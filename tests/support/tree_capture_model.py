@@ -268,11 +268,15 @@ class Pair:
         return self
 
     async def connect(self) -> None:
+        await self.connect_by_hand()
+        self._task = asyncio.create_task(self._follow())
+
+    async def connect_by_hand(self) -> None:
+        """The caller takes the frames."""
         self.session = await self.source.subscribe(self.model.applied)
         self.answer = self.session.answer
         if self.answer is Answer.COMPARE:
             await self.session.compare(_chunks(self.model.inventory()))
-        self._task = asyncio.create_task(self._follow())
 
     async def _follow(self) -> None:
         async for frame in self.session.frames():

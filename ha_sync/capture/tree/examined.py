@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ha_sync.capture.tree.worker import RESUME_HINT, TreeWorker
+from ha_sync.capture.tree.told import RESUME_HINT
+from ha_sync.capture.tree.worker import TreeWorker
 from ha_sync.errors import HaSyncError, OperatorNeeded
 
 NEVER_NS = -1

@@ -9,6 +9,8 @@ Invariants
   known.
 - A group's position is above all earlier ones and below every unsent live change, so its acknowledgement covers
   everything noticed up to it, held paths and the *bulk* (the catalogue's dirty set) excepted.
+- What a session that broke had sent goes again as bulk, in groups with higher positions than before. Until all of it
+  was acknowledged, no acknowledgement counts for more than there was when the session broke (``covered``).
 
 Live changes wait in memory, LIVE_MAX at the most; beyond that they join the bulk. Blocking; one thread.
 """
@@ -76,6 +78,9 @@ class Journal:
         self.bulk = 0  # paths in the catalogue's dirty set that were not handed out
         self.synced_at: Sequence | None = None  # from here on the Standby is consistent; None: a sync is going on
         self.peer_known = False
+        self._floor: Sequence | None = None  # acknowledged when a session broke that had sent more; None: none
+        self._broken_at = Sequence(0)  # the newest sequence then
+        self._again_at: Sequence | None = None  # with this one all that goes again was sent; None: not yet
 
     # ---- beginning
 
@@ -101,6 +106,7 @@ class Journal:
                 self._catalogue.put("syncing", SYNCING)
             self.synced_at = None
         self.sent = Sequence(self._captured)
+        self._floor = None
         self._reserve()
         self.bulk = self._catalogue.dirty_count()
 
@@ -286,6 +292,7 @@ class Journal:
             self._landed(flight)
         self.acknowledged = max(self.acknowledged, sequence)
         self.settle(done)
+        self.look_whether_all_went_again()
 
     def _landed(self, flight: Flight) -> None:
         for outcome in flight.outcomes:
@@ -330,6 +337,30 @@ class Journal:
         self._cursor = Sequence(0)
         self.bulk = self._catalogue.dirty_count()
         self.release()
+        if self.bulk or self.live:
+            self._goes_again()
+
+    def _goes_again(self) -> None:
+        if self._floor is None:
+            self._floor = self.acknowledged
+        self._broken_at, self._again_at = Sequence(self._captured), None
+
+    def look_whether_all_went_again(self) -> None:
+        """What a broken session had sent counts as acknowledged when the groups that held it again are."""
+        if self._floor is None:
+            return
+        handed_out = self.synced_at is not None and not (self.bulk or self.held or self.building)
+        if self._again_at is None and handed_out:
+            self._again_at = max(self._broken_at, self.sent)
+        if self._again_at is not None and self.acknowledged >= self._again_at:
+            self._floor = None
+
+    def covered(self, acknowledged: Position | None) -> Position | None:
+        """How much of what is acknowledged can be relied on. May be called in another thread."""
+        floor = self._floor
+        if acknowledged is None or floor is None or acknowledged.sequence <= floor:
+            return acknowledged
+        return self._position(floor)
 
     def forget_dirty(self) -> None:
         """A scan of everything follows: what is dirty is found anew. What is in flight is looked at again."""
@@ -355,6 +386,7 @@ class Journal:
         self._falling.clear()
         self._cursor = Sequence(self._captured)
         self.bulk = 0
+        self._goes_again()
         self.synced_at = None
         self.peer_known = True
         with self._catalogue.transaction(durable=False):

@@ -172,6 +172,7 @@ class Differs:
     missing: tuple[bytes, ...] = ()  # known and gone: the topmost path of each gone subtree
     missing_files: int = 0  # files that ``missing`` stands for
     appeared: tuple[tuple[bytes, int], ...] = ()  # of ``changed`` what is new, with its inode
+    linked: bool = False  # one of ``changed`` is a file with other names
 
 
 def differences(
@@ -207,6 +208,7 @@ class _Merge:
         self._appeared: list[tuple[bytes, int]] = []
         self._missing: list[bytes] = []
         self._missing_files = 0
+        self._linked = False
         self._gone = b""  # prefix of the subtree that is known to be missing
 
     def local(self, key: bytes, status: os.stat_result) -> None:
@@ -216,16 +218,19 @@ class _Merge:
             row = next(self._rows, None)
         if row is None or row[0] != key:
             self._row = row
-            path = path_of(key)
-            self._changed.append(path)
-            self._appeared.append((path, status.st_ino))
+            self._appeared.append((path_of(key), status.st_ino))
+            self._differs(path_of(key), status)
             return
         self._row = next(self._rows, None)
         if not (self._is_witnessed(row, status) and _same_size(row, status)):
             # Of a directory too: its attributes and ACL may have changed. The reader sends what differs, often nothing.
-            self._changed.append(path_of(key))
+            self._differs(path_of(key), status)
         elif self._flies(path := path_of(key)):
-            self._changed.append(path)
+            self._differs(path, status)
+
+    def _differs(self, path: bytes, status: os.stat_result) -> None:
+        self._changed.append(path)
+        self._linked |= status.st_nlink > 1 and stat.S_ISREG(status.st_mode)
 
     def _is_witnessed(self, row: Signature, status: os.stat_result) -> bool:
         if self._inodes:
@@ -257,8 +262,10 @@ class _Merge:
             missing=tuple(self._missing),
             missing_files=self._missing_files,
             appeared=tuple(self._appeared),
+            linked=self._linked,
         )
         self._changed, self._missing, self._missing_files, self._appeared = [], [], 0, []
+        self._linked = False
         return found
 
 

@@ -24,9 +24,9 @@ from ha_sync.capture.tree.scan import Scan, Scans
 from ha_sync.capture.tree.session import TreeSession
 from ha_sync.capture.tree.standing import state_of
 from ha_sync.capture.tree.terms import Terms
-from ha_sync.capture.tree.told import Told
+from ha_sync.capture.tree.told import RESUME_HINT, Told
 from ha_sync.capture.tree.waiting import pass_fence, permitted
-from ha_sync.capture.tree.worker import RESUME_HINT, TreeWorker
+from ha_sync.capture.tree.worker import TreeWorker
 from ha_sync.catalogue.tree import Entry
 from ha_sync.config import TreeSettings
 from ha_sync.core.dataset import DatasetReport, DatasetState, Report
@@ -497,6 +497,7 @@ class TreeSource:
         """The position that covers everything noticed; None while something is held back or not handed out."""
         journal = self.worker.journal
         journal.hold()
+        journal.look_whether_all_went_again()
         if (
             self.worker.halted
             or journal.synced_at is None
@@ -582,7 +583,7 @@ class TreeSource:
             reason=reason,
             method="tree: inotify" if not self._polling else f"tree: scanned every {self._poll_s:g} s",
             position=journal.captured,
-            acknowledged=self._acknowledged,
+            acknowledged=journal.covered(self._acknowledged),
             backlog=backlog,
             absent=worker.root is None and journal.captured.sequence == 0,
             lag=self._ledger.summary(now=time.monotonic()),

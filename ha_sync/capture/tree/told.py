@@ -15,6 +15,7 @@ Event = tuple[str, str, dict[str, object]]
 """Severity, what happened, and the fields."""
 
 WARNED_MAX = 1000
+RESUME_HINT = "look at the root; then: ha-sync resume DATASET, with --accept-deletes if the files are meant to be gone"
 
 
 @dataclass(slots=True, kw_only=True)

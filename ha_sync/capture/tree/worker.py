@@ -24,7 +24,7 @@ from ha_sync.capture.tree.mailboxes import Mailboxes
 from ha_sync.capture.tree.reading import Group, Item, Met, Reader
 from ha_sync.capture.tree.scan import Tally, Walk, Watch, differences
 from ha_sync.capture.tree.terms import Terms
-from ha_sync.capture.tree.told import Told, Warnings
+from ha_sync.capture.tree.told import RESUME_HINT, Told, Warnings
 from ha_sync.catalogue.tree import COPY_SOURCE_MIN, TreeCatalogue, key_of
 from ha_sync.config import TreeSettings
 from ha_sync.core.frame import FRAME_TARGET_BYTES, Frame
@@ -294,6 +294,8 @@ class TreeWorker:
         missing: list[bytes] = []
         for found in differences(self.catalogue, walk, path, self.journal.flies, inodes=self.terms.holding.inodes):
             if found is not None:
+                # Of a scan of everything the other names are compared too; of one directory they may lie elsewhere.
+                self.told.linked |= found.linked and bool(path)
                 for each in found.changed:
                     self._losses.is_back(each)
                 for each, inode in found.appeared:
@@ -588,9 +590,6 @@ class TreeWorker:
             return False  # it was sent things that we do not remember
         journal = self.journal
         return path in journal.building or not journal.flies(path)
-
-
-RESUME_HINT = "look at the root; then: ha-sync resume DATASET, with --accept-deletes if the files are meant to be gone"
 
 
 def _order(item: Item) -> tuple[int, bool, bytes]:
