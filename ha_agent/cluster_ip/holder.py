@@ -199,8 +199,8 @@ class KernelHolder:
 
     def own(self, version: int) -> Address | None:
         """This node's own address on the interface: one that is no lease, and no link-local one if there is another."""
-        link = self._kernel.link(self.interface)
-        there = self._kernel.addresses_on(link.index, version) if link is not None else ()
+        index = self._kernel.index(self.interface)
+        there = self._kernel.addresses_on(index, version) if index is not None else ()
         found = [one.address for one in there if one.valid_s == FOREVER and one.address not in self._addresses]
         return min(found, key=_link_local_last, default=None)
 

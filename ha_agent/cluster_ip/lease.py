@@ -182,11 +182,9 @@ class Lease:
 
     def _ours(self) -> AddressFacts | None:
         """The lease, if it is on our interface."""
-        link = self._kernel.link(self.interface)
+        index = self._kernel.index(self.interface)
         found = self._kernel.addresses(self.address)
-        return next(
-            (one for one in found if link is not None and one.index == link.index and self._is_lease(one)), None
-        )
+        return next((one for one in found if one.index == index and self._is_lease(one)), None)
 
     def _unfit(self, link: LinkFacts | None) -> Answer | None:
         if link is None:
