@@ -157,14 +157,17 @@ class Campaign:
         self._pbx(active, "stop")
         active.tool("wait", "--timeout", "60")
         verdict = check(self.ledger, active.data, self.covered_until)
-        wrong = [one for one in map(str, verdict.acknowledged_missing) if one not in self._gone]
-        wrong += map(str, verdict.faults)
+        whole = check(self.ledger, active.data, time.monotonic())
+        lost = frozenset(map(str, whole.acknowledged_missing)) - self._gone
+        # Of a transaction that was lost whole some rows were written again since: it looks like half of one.
+        faults = [one for one in map(str, verdict.faults) if not (lost and "is split" in one)]
+        wrong = [one for one in [*map(str, verdict.acknowledged_missing), *faults] if one not in self._gone]
         on = f"on {active.name}, covered until {self.covered_until:.3f}"
         assert not wrong, f"{len(wrong)} against the ledger {on}\n" + "\n".join(wrong[:SHOWN])
+        self._gone |= lost | frozenset(map(str, verdict.faults))
         differing = copies_differ(active.data, standby.data)
         assert not differing, f"{len(differing)} differences\n" + "\n".join(differing[:SHOWN])
         self.covered_until = time.monotonic()
-        self._gone = frozenset(map(str, check(self.ledger, active.data, self.covered_until).acknowledged_missing))
         self._pbx(active, "start")
 
     # ---- the PBX
@@ -207,7 +210,10 @@ def copies_differ(one: str, other: str) -> list[str]:
         a, b = (_rows(os.path.join(root, name)) for root in (one, other))
         found += [f"{name}: {row} only in {one if row in a else other}" for row in sorted(a ^ b)]
     for name in TREES:
-        found += [f"{name}: {text}" for text in tree_differences(os.path.join(one, name), os.path.join(other, name))]
+        differing = tree_differences(os.path.join(one, name), os.path.join(other, name))
+        # Messages that are being recorded lie in `tmp`, which is each node's own.
+        own = "/tmp" if name == names.VOICEMAIL_DIR else "\0"
+        found += [f"{name}: {text}" for text in differing if own not in text.split("'")[1]]
     return found
 
 
