@@ -1,4 +1,4 @@
-"""``ha-sync pair init | token | join | dissolve``: from two single nodes to a pair, and back.
+"""``ha-sync pair init | token | join | dissolve``: from two single nodes to a pair, and back (``leave``: the same).
 
 ``token`` asks the running engine, so that only the node in service invites; with no engine running it writes the
 token itself, and the engine finds it when it starts.
@@ -196,6 +196,10 @@ def dissolve(*, config: str, socket: str | None, as_json: bool, without_peer: bo
     click.echo(
         "the pair is dissolved" if answer.peer_done else "dissolved here; the other node follows when it is back"
     )
+
+
+pair.add_command(dissolve, "leave")
+"""One thing under two names: a pair of two that one of them leaves is none any more."""
 
 
 def _preflight(

@@ -64,10 +64,20 @@ def write_directory(path: str, files: Mapping[str, bytes]) -> None:
 
 
 def remove_directory(path: str) -> None:
-    """Removes ``path`` with all in it, durably; nothing to do where it does not exist."""
+    """Removes ``path`` with all in it, durably; nothing to do where it does not exist.
+
+    It is gone at once: a crash in the middle leaves no half of it, but a name that the next writer removes.
+    """
+    parent, name = os.path.split(path)
+    going = os.path.join(parent, UNFINISHED + name)
     if os.path.lexists(path):
-        shutil.rmtree(path)
-        sync_directory(os.path.dirname(path))
+        if os.path.lexists(going):
+            shutil.rmtree(going)
+        os.rename(path, going)
+        sync_directory(parent)
+    if os.path.lexists(going):
+        shutil.rmtree(going)
+        sync_directory(parent)
 
 
 @contextlib.contextmanager

@@ -325,7 +325,7 @@ def test_a_dissolved_pair_leaves_two_nodes_with_their_data_and_nothing_of_ours(t
         assert (hooks(active)[-1], hooks(standby)[-1]) == ("start", "stop")
         write_rows(f"{active.data}/config.db", "INSERT INTO extension(number, name) VALUES('77', 'x')")
         pair.until_ready()
-        assert tool(standby, "pair", "dissolve", "--yes").code == 3
+        assert tool(standby, "pair", "leave", "--yes").code == 3
         assert traces(active)
         assert traces(standby)
         done = tool(active, "pair", "dissolve", "--yes")
