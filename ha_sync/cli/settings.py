@@ -15,13 +15,18 @@ import click
 
 from ha_proto.agent.v1 import settings_pb2 as pb
 from ha_proto.agent.v1 import settings_pb2_grpc
-from ha_sync.cli.client import AGENT, QUICK_S, Daemon, talk
-from ha_sync.cli.options import agent_option, agent_socket_path, json_option
+from ha_proto.sync.v1 import life_pb2_grpc
+from ha_sync.cli.client import AGENT, ENGINE, QUICK_S, Daemon, talk
+from ha_sync.cli.options import agent_option, agent_socket_path, json_option, socket_path
 from ha_sync.cli.output import message_to_dict, plain, print_json, table
-from ha_sync.errors import ConfigFault, HaSyncError
+from ha_sync.errors import ConfigFault, HaSyncError, OperatorNeeded
 
 SETTINGS: Final = Daemon(name=AGENT.name, command=AGENT.command, stub=settings_pb2_grpc.SettingsServiceStub)
+ENGINES: Final = Daemon(name=ENGINE.name, command=ENGINE.command, stub=life_pb2_grpc.LifeServiceStub)
+ENGINES_SECTION: Final = "backup"
 RESTART: Final = "a restart of the agent, and with it of the services, is needed: systemctl restart ha-agent"
+RESTART_ENGINE: Final = "a restart of the engine is needed, the PBX goes on: systemctl restart ha-sync"
+ENGINES_ON_BOTH: Final = "the Standby's sync.toml follows by itself; restart ha-sync there too"
 ON_BOTH: Final = (
     "shared settings hold for the pair: the Standby gets them by itself; restart its agent first, then this one "
     "(`ha-sync maintenance --for 10m` keeps the roles where they are)"
@@ -36,7 +41,7 @@ class NotAsked(HaSyncError):
 
 @click.group()
 def settings() -> None:
-    """Show and change the HA settings of this node (ha.toml)."""
+    """Show and change the HA settings of this node (ha.toml), and when the full backup runs (sync.toml)."""
 
 
 @settings.command()
@@ -46,7 +51,14 @@ def settings() -> None:
 @json_option
 def show(*, section: str | None, help_texts: bool, as_json: bool, **where: str | None) -> None:
     """Every setting, what is stated and what holds by default; of one SECTION only, e.g. ha or alarm."""
-    answer = _read(where)
+    answer = pb.GetSettingsResponse() if section == ENGINES_SECTION else _read(where)
+    if section in {None, ENGINES_SECTION}:
+        try:
+            answer.settings.extend(_read(where, engines=True).settings)
+        except OperatorNeeded:
+            if section is not None:
+                raise
+            click.echo(f"[{ENGINES_SECTION}] is not shown: the engine does not answer", err=True)
     if section is not None:
         kept = [one for one in answer.settings if one.path.partition(".")[0].partition("[")[0] == section]
         del answer.settings[:]
@@ -65,7 +77,8 @@ def show(*, section: str | None, help_texts: bool, as_json: bool, **where: str |
 def get(*, path: str, as_json: bool, **where: str | None) -> None:
     """The value of one setting, e.g. ha.peer_ip; nothing where it is not stated."""
     wanted = path if "." in path else f"ha.{path}"
-    found = next((one for one in _read(where).settings if one.path == wanted), None)
+    known = _read(where, engines=_is_engines(wanted)).settings
+    found = next((one for one in known if one.path == wanted), None)
     if found is None:
         raise ConfigFault("the call", (f"{path}: there is no such setting: `ha-sync settings show` lists them",))
     if as_json:
@@ -99,7 +112,10 @@ def set_(
     changes = [*_assigned(assignments), *(pb.SettingChange(path=path, unset=True) for path in unset)]
     if not changes:
         raise click.UsageError("nothing to change: KEY=VALUE or --unset KEY")
-    with _asked(where) as stub:
+    engines = _is_engines(changes[0].path)
+    if any(_is_engines(change.path) is not engines for change in changes):
+        raise click.UsageError(f"[{ENGINES_SECTION}] stands in another file: all or none is possible for one file only")
+    with _asked(where, engines=engines) as stub:
         tried = stub.SetSettings(pb.SetSettingsRequest(changes=changes, dry_run=True), timeout=QUICK_S)
         if tried.faults:
             raise ConfigFault("the new settings", tuple(tried.faults))
@@ -149,10 +165,11 @@ def _lines(answer: pb.SetSettingsResponse) -> Iterator[str]:
         after = plain(one.after) if one.HasField("after") else "(default)"
         yield f"{one.path}: {before} -> {after}" + (" (shared)" if one.shared else "")
     yield from (f"warning: {warning}" for warning in answer.warnings)
+    engines = _is_engines(answer.differences[0].path)
     if answer.restart_needed:
-        yield RESTART
+        yield RESTART_ENGINE if engines else RESTART
     if any(one.shared for one in answer.differences):
-        yield ON_BOTH
+        yield ENGINES_ON_BOTH if engines else ON_BOTH
     if answer.HasField("calls"):
         yield f"calls in progress: {answer.calls}"
     elif answer.calls_fault:
@@ -179,15 +196,23 @@ def _row(one: pb.Setting) -> tuple[str, str, str]:
     return one.path, value, "shared" if one.shared else "this node's"
 
 
-def _read(where: dict[str, str | None]) -> pb.GetSettingsResponse:
-    with _asked(where) as stub:
+def _is_engines(path: str) -> bool:
+    return path.partition(".")[0] == ENGINES_SECTION
+
+
+def _read(where: dict[str, str | None], *, engines: bool = False) -> pb.GetSettingsResponse:
+    with _asked(where, engines=engines) as stub:
         answer: pb.GetSettingsResponse = stub.GetSettings(pb.GetSettingsRequest(), timeout=QUICK_S)
         return answer
 
 
 @contextmanager
-def _asked(where: dict[str, str | None]) -> Iterator[Any]:
+def _asked(where: dict[str, str | None], *, engines: bool = False) -> Iterator[Any]:
     config = where["config"]
     assert config is not None, "it has a default"
+    if engines:
+        with talk(ENGINES, socket_path(config, where["socket"])) as stub:
+            yield stub
+        return
     with talk(SETTINGS, agent_socket_path(config, where["socket"], where["agent_socket"])) as stub:
         yield stub

@@ -34,9 +34,13 @@ class Draft:
 def draft(path: str, told: str) -> Draft:
     """What the file would be with the definitions that another node told. Raises ConfigFault, ProtocolFault."""
     before = read_text(path)
-    after = shared.merged(before, told)
+    return draft_of(before, shared.merged(before, told), source=f"{path}, with the definitions of the Active")
+
+
+def draft_of(before: str, after: str, *, source: str) -> Draft:
+    """The same of a whole new text; ``source`` names it in faults. Raises ConfigFault."""
     values = tomllib.loads(after)
-    settings = settings_of(values, source=f"{path}, with the definitions of the Active")
+    settings = settings_of(values, source=source)
     return Draft(
         before=before, after=after, changed=shared.differences(tomllib.loads(before), values), settings=settings
     )

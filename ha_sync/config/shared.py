@@ -49,6 +49,17 @@ def merged(text: str, told: str) -> str:
     return tomlkit.dumps(document)
 
 
+def with_backup(text: str, changes: Mapping[str, object | None]) -> str:
+    """The file's ``text`` with these keys of [backup]; None: out of the file. Comments stay."""
+    import tomlkit
+
+    document = tomlkit.parse(text)
+    wanted = document["backup"].unwrap() if "backup" in document else {}
+    wanted = {key: value for key, value in (wanted | dict(changes)).items() if value is not None}
+    _section(document, "backup", wanted)
+    return tomlkit.dumps(document)
+
+
 def differences(before: Mapping[str, object], after: Mapping[str, object]) -> tuple[str, ...]:
     """What of the shared part differs, as a person names it: ``dataset[cdr].exclude``, ``storage[usb0]``."""
     found: list[str] = []

@@ -35,6 +35,7 @@ from ha_sync.pairing.clock import read_clock
 from ha_sync.pairing.gate import Gate
 from ha_sync.pairing.identity import Identity
 from ha_sync.pairing.keyring import Keyring
+from ha_sync.service import backup_settings
 from ha_sync.service.attach import AgentLink
 from ha_sync.service.definitions import Definitions
 from ha_sync.service.peer import PeerLink
@@ -238,6 +239,31 @@ class Life(life_pb2_grpc.LifeServiceServicer):
             await asyncio.to_thread(self._accounts.remove, request.name, epoch=self._node.epoch)
         self._report("warning", "an account was removed", {"name": request.name})
         return pb.RemoveAccountResponse()
+
+    # ---- settings
+
+    @unary
+    async def GetSettings(
+        self, _request: agent_settings.GetSettingsRequest, _context: Context
+    ) -> agent_settings.GetSettingsResponse:
+        """Of [backup]."""
+        fixed = self._node.role is Role.STANDBY
+        return await asyncio.to_thread(lambda: backup_settings.shown(self._node.settings, fixed=fixed))
+
+    @unary
+    async def SetSettings(
+        self, request: agent_settings.SetSettingsRequest, _context: Context
+    ) -> agent_settings.SetSettingsResponse:
+        """On the Active: they are the pair's."""
+        if self._node.role is Role.STANDBY:
+            paths = ", ".join(one.path for one in request.changes)
+            raise WrongState("cannot change", subject=paths, reason="is shared: change it on the Active")
+        async with self._one_at_a_time:
+            answer = await asyncio.to_thread(backup_settings.change, self._node.settings, request)
+        if answer.saved and answer.differences:
+            fields: dict[str, object] = {"changed": ", ".join(one.path for one in answer.differences)}
+            self._report("warning", "settings saved: they hold after a restart of ha-sync", fields)
+        return answer
 
     def _demand_not_standby(self) -> None:
         if self._node.role is Role.STANDBY:

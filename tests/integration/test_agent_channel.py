@@ -96,7 +96,7 @@ async def beating(wanted: Callable[[], bool], *ends: End) -> None:
             await asyncio.sleep(0.01)
 
 
-@pytest.mark.req("R1.14", "R10")
+@pytest.mark.req("R1.8", "R10")
 async def test_beats_are_life_when_they_echo_mine_and_say_when_i_sent_it(loopback: str) -> None:
     with two(loopback) as (a, b):
         began = asyncio.get_running_loop().time()

@@ -61,7 +61,7 @@ async def added(holder: KernelHolder) -> None:
     assert await holder.add(valid_until=until_, not_after=until_) == HELD
 
 
-@pytest.mark.req("R1.14", "R13")
+@pytest.mark.req("R1.11", "R13")
 async def test_both_families_come_and_go_together(net: netns.Net, holder: KernelHolder) -> None:
     await added(holder)
     assert here(net) == {str(FOUR), str(SIX)}
@@ -70,7 +70,7 @@ async def test_both_families_come_and_go_together(net: netns.Net, holder: Kernel
     assert (here(net), await holder.holds()) == (set(), False)
 
 
-@pytest.mark.req("R1.14", "R13")
+@pytest.mark.req("R1.11", "R13")
 @pytest.mark.parametrize("lost", [FOUR, SIX])
 async def test_when_one_family_is_taken_away_the_other_goes_with_it(
     net: netns.Net, holder: KernelHolder, lost: ipaddress.IPv4Address | ipaddress.IPv6Address

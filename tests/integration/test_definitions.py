@@ -126,6 +126,36 @@ def test_a_new_dataset_is_taken_only_where_the_standby_holds_nothing_of_its_own(
     assert load(pair.b.config).datasets[-1].path == str(tmp_path / "nothing-yet")
 
 
+@pytest.mark.req("R1.14", "R5", "R33")
+def test_the_schedule_is_a_setting_that_is_shown_checked_and_changed_on_the_active(pair: LocalPair) -> None:
+    before = Path(pair.a.config).read_text()
+    shown = pair.a.command("settings", "show", "backup", "--help-texts").stdout
+    assert "backup.full" in shown
+    assert "(0 3 * * *)" in shown
+    for wrong in ("backup.full=every night", "backup.rate_mib_per_s=much", "backup.rate_mib_per_s=-1"):
+        refused = pair.a.command("settings", "set", wrong, "--yes", check=False)
+        assert refused.returncode == 2
+        assert wrong.partition("=")[0] in refused.stderr
+    assert pair.a.command("settings", "set", "backup.hour=3", "--yes", check=False).returncode == 2
+    mixed = pair.a.command("settings", "set", "backup.full=off", "ha.policy=consistency", "--yes", check=False)
+    assert mixed.returncode == 2
+    on_standby = pair.b.command("settings", "set", "backup.full=off", "--yes", check=False)
+    assert (on_standby.returncode, Path(pair.a.config).read_text()) == (3, before)
+    tried = pair.a.command("settings", "set", "backup.full=30 4 * * *", "--dry-run").stdout
+    assert "backup.full: (default) -> 30 4 * * * (shared)" in tried
+    assert Path(pair.a.config).read_text() == before
+    done = pair.a.command("settings", "set", "backup.full=30 4 * * *", "--yes").stdout
+    assert "systemctl restart ha-sync" in done
+    assert pair.a.command("settings", "get", "backup.full").stdout == "30 4 * * *\n"
+    assert Path(f"{pair.a.config}.previous").read_text() == before
+    assert load(pair.b.config).backup.full == "0 3 * * *", "what does not run yet travels nowhere"
+    pair.a.kill()
+    pair.a.serve("active", 1)
+    until(lambda: load(pair.b.config).backup.full == "30 4 * * *", "the schedule on the Standby")
+    pair.a.command("settings", "set", "--unset", "backup.full", "--yes")
+    assert load(pair.a.config).backup.full == "0 3 * * *"
+
+
 @pytest.mark.req("R33")
 def test_a_file_with_a_fault_is_left_alone_and_named(pair: LocalPair) -> None:
     faulty = Path(pair.b.config).read_text().replace("growing = true", "growing = false") + "\n[nonsense]\n"

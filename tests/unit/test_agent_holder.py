@@ -54,7 +54,7 @@ async def holder(*leases: FakeLease) -> KernelHolder:
     return made
 
 
-@pytest.mark.req("R1.14", "R13")
+@pytest.mark.req("R1.11", "R13")
 @pytest.mark.parametrize("bad", [REFUSED, LATE, GONE])
 @pytest.mark.parametrize("swapped", [False, True])
 async def test_an_address_of_which_half_cannot_be_added_is_not_added(bad: Answer, swapped: bool) -> None:
@@ -66,7 +66,7 @@ async def test_an_address_of_which_half_cannot_be_added_is_not_added(bad: Answer
     await held.close()
 
 
-@pytest.mark.req("R1.14", "R13")
+@pytest.mark.req("R1.11", "R13")
 @pytest.mark.parametrize("other", [HELD, REFUSED])
 @pytest.mark.parametrize("swapped", [False, True])
 async def test_what_is_gone_takes_the_other_half_with_it(other: Answer, swapped: bool) -> None:
@@ -158,7 +158,7 @@ def lan(neighbours: dict[int, FakeNeighbours], answers: list[tuple[float, bool]]
     )
 
 
-@pytest.mark.req("R1.14", "R10")
+@pytest.mark.req("R1.11", "R10")
 async def test_without_a_gateway_neighbours_of_both_families_are_witnesses() -> None:
     answers: list[tuple[float, bool]] = []
     four, six = FakeNeighbours({}), FakeNeighbours({"fe80::9": "02:00:00:00:00:09"})

@@ -23,55 +23,56 @@ _sym_db = _symbol_database.Default()
 
 
 from ha_proto.agent.v1 import life_pb2 as ha__proto_dot_agent_dot_v1_dot_life__pb2
+from ha_proto.agent.v1 import settings_pb2 as ha__proto_dot_agent_dot_v1_dot_settings__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bha_proto/sync/v1/life.proto\x12\x10ha_proto.sync.v1\x1a\x1cha_proto/agent/v1/life.proto\"\x12\n\x10PreflightRequest\"M\n\x11PreflightResponse\x12\'\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\x17.ha_proto.sync.v1.Check\x12\x0f\n\x07verdict\x18\x02 \x01(\t\"T\n\x05\x43heck\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07verdict\x18\x02 \x01(\t\x12\x0c\n\x04mine\x18\x03 \x01(\t\x12\x0e\n\x06theirs\x18\x04 \x01(\t\x12\x0e\n\x06remedy\x18\x05 \x01(\t\"#\n\x13GetNodeFactsRequest\x12\x0c\n\x04\x64ial\x18\x01 \x03(\t\"\xf7\x02\n\tNodeFacts\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\tnode_name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0e\n\x06unix_s\x18\x04 \x01(\x01\x12,\n\x05\x61gent\x18\x05 \x01(\x0b\x32\x1d.ha_proto.agent.v1.AgentFacts\x12\x13\n\x0b\x61gent_fault\x18\x06 \x01(\t\x12\x30\n\x08\x64\x61tasets\x18\x07 \x03(\x0b\x32\x1e.ha_proto.sync.v1.DatasetFacts\x12\x30\n\x08storages\x18\x08 \x03(\x0b\x32\x1e.ha_proto.sync.v1.StorageFacts\x12\x18\n\x10state_free_bytes\x18\t \x01(\x04\x12)\n\x05ports\x18\n \x03(\x0b\x32\x1a.ha_proto.sync.v1.PortFact\x12\x0c\n\x04role\x18\x0b \x01(\t\x12\x16\n\x0emissing_rights\x18\x0c \x03(\t\x12\x13\n\x0b\x64\x65\x66initions\x18\r \x01(\t\"c\n\x0c\x44\x61tasetFacts\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x12\n\nused_bytes\x18\x03 \x01(\x04\x12\x0f\n\x07\x63ounted\x18\x04 \x01(\x08\x12\x12\n\nfree_bytes\x18\x05 \x01(\x04\"z\n\x0cStorageFacts\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06medium\x18\x02 \x01(\t\x12\x0f\n\x07mounted\x18\x03 \x01(\x08\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x04\x12\x12\n\nused_bytes\x18\x05 \x01(\x04\x12\x12\n\nfree_bytes\x18\x06 \x01(\x04\"9\n\x08PortFact\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0c\n\x04open\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\"\n\x12GetDocumentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"I\n\x08\x44ocument\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\x0c\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\"\x15\n\x13ListAccountsRequest\"T\n\x14ListAccountsResponse\x12+\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32\x19.ha_proto.sync.v1.Account\x12\x0f\n\x07version\x18\x02 \x01(\t\"/\n\x07\x41\x63\x63ount\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x63hanged_unix_s\x18\x02 \x01(\x01\"1\n\x11SetAccountRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\t\"\"\n\x12SetAccountResponse\x12\x0c\n\x04made\x18\x01 \x01(\x08\"$\n\x14RemoveAccountRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15RemoveAccountResponse\"+\n\x13\x44issolvePairRequest\x12\x14\n\x0cwithout_peer\x18\x01 \x01(\x08\":\n\x14\x44issolvePairResponse\x12\x0f\n\x07removed\x18\x01 \x03(\t\x12\x11\n\tpeer_done\x18\x02 \x01(\x08\x32\xd8\x03\n\x0bLifeService\x12T\n\tPreflight\x12\".ha_proto.sync.v1.PreflightRequest\x1a#.ha_proto.sync.v1.PreflightResponse\x12]\n\x0cListAccounts\x12%.ha_proto.sync.v1.ListAccountsRequest\x1a&.ha_proto.sync.v1.ListAccountsResponse\x12W\n\nSetAccount\x12#.ha_proto.sync.v1.SetAccountRequest\x1a$.ha_proto.sync.v1.SetAccountResponse\x12`\n\rRemoveAccount\x12&.ha_proto.sync.v1.RemoveAccountRequest\x1a\'.ha_proto.sync.v1.RemoveAccountResponse\x12Y\n\x08\x44issolve\x12%.ha_proto.sync.v1.DissolvePairRequest\x1a&.ha_proto.sync.v1.DissolvePairResponse2\x87\x02\n\x0bPairService\x12N\n\x08GetFacts\x12%.ha_proto.sync.v1.GetNodeFactsRequest\x1a\x1b.ha_proto.sync.v1.NodeFacts\x12M\n\tGetShared\x12$.ha_proto.sync.v1.GetDocumentRequest\x1a\x1a.ha_proto.sync.v1.Document\x12Y\n\x08\x44issolve\x12%.ha_proto.sync.v1.DissolvePairRequest\x1a&.ha_proto.sync.v1.DissolvePairResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bha_proto/sync/v1/life.proto\x12\x10ha_proto.sync.v1\x1a\x1cha_proto/agent/v1/life.proto\x1a ha_proto/agent/v1/settings.proto\"\x12\n\x10PreflightRequest\"M\n\x11PreflightResponse\x12\'\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\x17.ha_proto.sync.v1.Check\x12\x0f\n\x07verdict\x18\x02 \x01(\t\"T\n\x05\x43heck\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07verdict\x18\x02 \x01(\t\x12\x0c\n\x04mine\x18\x03 \x01(\t\x12\x0e\n\x06theirs\x18\x04 \x01(\t\x12\x0e\n\x06remedy\x18\x05 \x01(\t\"#\n\x13GetNodeFactsRequest\x12\x0c\n\x04\x64ial\x18\x01 \x03(\t\"\xf7\x02\n\tNodeFacts\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\tnode_name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0e\n\x06unix_s\x18\x04 \x01(\x01\x12,\n\x05\x61gent\x18\x05 \x01(\x0b\x32\x1d.ha_proto.agent.v1.AgentFacts\x12\x13\n\x0b\x61gent_fault\x18\x06 \x01(\t\x12\x30\n\x08\x64\x61tasets\x18\x07 \x03(\x0b\x32\x1e.ha_proto.sync.v1.DatasetFacts\x12\x30\n\x08storages\x18\x08 \x03(\x0b\x32\x1e.ha_proto.sync.v1.StorageFacts\x12\x18\n\x10state_free_bytes\x18\t \x01(\x04\x12)\n\x05ports\x18\n \x03(\x0b\x32\x1a.ha_proto.sync.v1.PortFact\x12\x0c\n\x04role\x18\x0b \x01(\t\x12\x16\n\x0emissing_rights\x18\x0c \x03(\t\x12\x13\n\x0b\x64\x65\x66initions\x18\r \x01(\t\"c\n\x0c\x44\x61tasetFacts\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x12\n\nused_bytes\x18\x03 \x01(\x04\x12\x0f\n\x07\x63ounted\x18\x04 \x01(\x08\x12\x12\n\nfree_bytes\x18\x05 \x01(\x04\"z\n\x0cStorageFacts\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06medium\x18\x02 \x01(\t\x12\x0f\n\x07mounted\x18\x03 \x01(\x08\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x04\x12\x12\n\nused_bytes\x18\x05 \x01(\x04\x12\x12\n\nfree_bytes\x18\x06 \x01(\x04\"9\n\x08PortFact\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0c\n\x04open\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\"\n\x12GetDocumentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"I\n\x08\x44ocument\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\x0c\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\"\x15\n\x13ListAccountsRequest\"T\n\x14ListAccountsResponse\x12+\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32\x19.ha_proto.sync.v1.Account\x12\x0f\n\x07version\x18\x02 \x01(\t\"/\n\x07\x41\x63\x63ount\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x63hanged_unix_s\x18\x02 \x01(\x01\"1\n\x11SetAccountRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\t\"\"\n\x12SetAccountResponse\x12\x0c\n\x04made\x18\x01 \x01(\x08\"$\n\x14RemoveAccountRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15RemoveAccountResponse\"+\n\x13\x44issolvePairRequest\x12\x14\n\x0cwithout_peer\x18\x01 \x01(\x08\":\n\x14\x44issolvePairResponse\x12\x0f\n\x07removed\x18\x01 \x03(\t\x12\x11\n\tpeer_done\x18\x02 \x01(\x08\x32\x94\x05\n\x0bLifeService\x12T\n\tPreflight\x12\".ha_proto.sync.v1.PreflightRequest\x1a#.ha_proto.sync.v1.PreflightResponse\x12]\n\x0cListAccounts\x12%.ha_proto.sync.v1.ListAccountsRequest\x1a&.ha_proto.sync.v1.ListAccountsResponse\x12W\n\nSetAccount\x12#.ha_proto.sync.v1.SetAccountRequest\x1a$.ha_proto.sync.v1.SetAccountResponse\x12`\n\rRemoveAccount\x12&.ha_proto.sync.v1.RemoveAccountRequest\x1a\'.ha_proto.sync.v1.RemoveAccountResponse\x12Y\n\x08\x44issolve\x12%.ha_proto.sync.v1.DissolvePairRequest\x1a&.ha_proto.sync.v1.DissolvePairResponse\x12\\\n\x0bGetSettings\x12%.ha_proto.agent.v1.GetSettingsRequest\x1a&.ha_proto.agent.v1.GetSettingsResponse\x12\\\n\x0bSetSettings\x12%.ha_proto.agent.v1.SetSettingsRequest\x1a&.ha_proto.agent.v1.SetSettingsResponse2\x87\x02\n\x0bPairService\x12N\n\x08GetFacts\x12%.ha_proto.sync.v1.GetNodeFactsRequest\x1a\x1b.ha_proto.sync.v1.NodeFacts\x12M\n\tGetShared\x12$.ha_proto.sync.v1.GetDocumentRequest\x1a\x1a.ha_proto.sync.v1.Document\x12Y\n\x08\x44issolve\x12%.ha_proto.sync.v1.DissolvePairRequest\x1a&.ha_proto.sync.v1.DissolvePairResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ha_proto.sync.v1.life_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PREFLIGHTREQUEST']._serialized_start=79
-  _globals['_PREFLIGHTREQUEST']._serialized_end=97
-  _globals['_PREFLIGHTRESPONSE']._serialized_start=99
-  _globals['_PREFLIGHTRESPONSE']._serialized_end=176
-  _globals['_CHECK']._serialized_start=178
-  _globals['_CHECK']._serialized_end=262
-  _globals['_GETNODEFACTSREQUEST']._serialized_start=264
-  _globals['_GETNODEFACTSREQUEST']._serialized_end=299
-  _globals['_NODEFACTS']._serialized_start=302
-  _globals['_NODEFACTS']._serialized_end=677
-  _globals['_DATASETFACTS']._serialized_start=679
-  _globals['_DATASETFACTS']._serialized_end=778
-  _globals['_STORAGEFACTS']._serialized_start=780
-  _globals['_STORAGEFACTS']._serialized_end=902
-  _globals['_PORTFACT']._serialized_start=904
-  _globals['_PORTFACT']._serialized_end=961
-  _globals['_GETDOCUMENTREQUEST']._serialized_start=963
-  _globals['_GETDOCUMENTREQUEST']._serialized_end=997
-  _globals['_DOCUMENT']._serialized_start=999
-  _globals['_DOCUMENT']._serialized_end=1072
-  _globals['_LISTACCOUNTSREQUEST']._serialized_start=1074
-  _globals['_LISTACCOUNTSREQUEST']._serialized_end=1095
-  _globals['_LISTACCOUNTSRESPONSE']._serialized_start=1097
-  _globals['_LISTACCOUNTSRESPONSE']._serialized_end=1181
-  _globals['_ACCOUNT']._serialized_start=1183
-  _globals['_ACCOUNT']._serialized_end=1230
-  _globals['_SETACCOUNTREQUEST']._serialized_start=1232
-  _globals['_SETACCOUNTREQUEST']._serialized_end=1281
-  _globals['_SETACCOUNTRESPONSE']._serialized_start=1283
-  _globals['_SETACCOUNTRESPONSE']._serialized_end=1317
-  _globals['_REMOVEACCOUNTREQUEST']._serialized_start=1319
-  _globals['_REMOVEACCOUNTREQUEST']._serialized_end=1355
-  _globals['_REMOVEACCOUNTRESPONSE']._serialized_start=1357
-  _globals['_REMOVEACCOUNTRESPONSE']._serialized_end=1380
-  _globals['_DISSOLVEPAIRREQUEST']._serialized_start=1382
-  _globals['_DISSOLVEPAIRREQUEST']._serialized_end=1425
-  _globals['_DISSOLVEPAIRRESPONSE']._serialized_start=1427
-  _globals['_DISSOLVEPAIRRESPONSE']._serialized_end=1485
-  _globals['_LIFESERVICE']._serialized_start=1488
-  _globals['_LIFESERVICE']._serialized_end=1960
-  _globals['_PAIRSERVICE']._serialized_start=1963
-  _globals['_PAIRSERVICE']._serialized_end=2226
+  _globals['_PREFLIGHTREQUEST']._serialized_start=113
+  _globals['_PREFLIGHTREQUEST']._serialized_end=131
+  _globals['_PREFLIGHTRESPONSE']._serialized_start=133
+  _globals['_PREFLIGHTRESPONSE']._serialized_end=210
+  _globals['_CHECK']._serialized_start=212
+  _globals['_CHECK']._serialized_end=296
+  _globals['_GETNODEFACTSREQUEST']._serialized_start=298
+  _globals['_GETNODEFACTSREQUEST']._serialized_end=333
+  _globals['_NODEFACTS']._serialized_start=336
+  _globals['_NODEFACTS']._serialized_end=711
+  _globals['_DATASETFACTS']._serialized_start=713
+  _globals['_DATASETFACTS']._serialized_end=812
+  _globals['_STORAGEFACTS']._serialized_start=814
+  _globals['_STORAGEFACTS']._serialized_end=936
+  _globals['_PORTFACT']._serialized_start=938
+  _globals['_PORTFACT']._serialized_end=995
+  _globals['_GETDOCUMENTREQUEST']._serialized_start=997
+  _globals['_GETDOCUMENTREQUEST']._serialized_end=1031
+  _globals['_DOCUMENT']._serialized_start=1033
+  _globals['_DOCUMENT']._serialized_end=1106
+  _globals['_LISTACCOUNTSREQUEST']._serialized_start=1108
+  _globals['_LISTACCOUNTSREQUEST']._serialized_end=1129
+  _globals['_LISTACCOUNTSRESPONSE']._serialized_start=1131
+  _globals['_LISTACCOUNTSRESPONSE']._serialized_end=1215
+  _globals['_ACCOUNT']._serialized_start=1217
+  _globals['_ACCOUNT']._serialized_end=1264
+  _globals['_SETACCOUNTREQUEST']._serialized_start=1266
+  _globals['_SETACCOUNTREQUEST']._serialized_end=1315
+  _globals['_SETACCOUNTRESPONSE']._serialized_start=1317
+  _globals['_SETACCOUNTRESPONSE']._serialized_end=1351
+  _globals['_REMOVEACCOUNTREQUEST']._serialized_start=1353
+  _globals['_REMOVEACCOUNTREQUEST']._serialized_end=1389
+  _globals['_REMOVEACCOUNTRESPONSE']._serialized_start=1391
+  _globals['_REMOVEACCOUNTRESPONSE']._serialized_end=1414
+  _globals['_DISSOLVEPAIRREQUEST']._serialized_start=1416
+  _globals['_DISSOLVEPAIRREQUEST']._serialized_end=1459
+  _globals['_DISSOLVEPAIRRESPONSE']._serialized_start=1461
+  _globals['_DISSOLVEPAIRRESPONSE']._serialized_end=1519
+  _globals['_LIFESERVICE']._serialized_start=1522
+  _globals['_LIFESERVICE']._serialized_end=2182
+  _globals['_PAIRSERVICE']._serialized_start=2185
+  _globals['_PAIRSERVICE']._serialized_end=2448
 # @@protoc_insertion_point(module_scope)

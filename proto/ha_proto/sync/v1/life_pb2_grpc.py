@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from ha_proto.agent.v1 import settings_pb2 as ha__proto_dot_agent_dot_v1_dot_settings__pb2
 from ha_proto.sync.v1 import life_pb2 as ha__proto_dot_sync_dot_v1_dot_life__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -60,6 +61,16 @@ class LifeServiceStub:
                 request_serializer=ha__proto_dot_sync_dot_v1_dot_life__pb2.DissolvePairRequest.SerializeToString,
                 response_deserializer=ha__proto_dot_sync_dot_v1_dot_life__pb2.DissolvePairResponse.FromString,
                 _registered_method=True)
+        self.GetSettings = channel.unary_unary(
+                '/ha_proto.sync.v1.LifeService/GetSettings',
+                request_serializer=ha__proto_dot_agent_dot_v1_dot_settings__pb2.GetSettingsRequest.SerializeToString,
+                response_deserializer=ha__proto_dot_agent_dot_v1_dot_settings__pb2.GetSettingsResponse.FromString,
+                _registered_method=True)
+        self.SetSettings = channel.unary_unary(
+                '/ha_proto.sync.v1.LifeService/SetSettings',
+                request_serializer=ha__proto_dot_agent_dot_v1_dot_settings__pb2.SetSettingsRequest.SerializeToString,
+                response_deserializer=ha__proto_dot_agent_dot_v1_dot_settings__pb2.SetSettingsResponse.FromString,
+                _registered_method=True)
 
 
 class LifeServiceServicer:
@@ -97,6 +108,19 @@ class LifeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetSettings(self, request, context):
+        """[backup] of sync.toml, as SettingsService of the agent has ha.toml: the two are one list of settings for a person.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetSettings(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LifeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -124,6 +148,16 @@ def add_LifeServiceServicer_to_server(servicer, server):
                     servicer.Dissolve,
                     request_deserializer=ha__proto_dot_sync_dot_v1_dot_life__pb2.DissolvePairRequest.FromString,
                     response_serializer=ha__proto_dot_sync_dot_v1_dot_life__pb2.DissolvePairResponse.SerializeToString,
+            ),
+            'GetSettings': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSettings,
+                    request_deserializer=ha__proto_dot_agent_dot_v1_dot_settings__pb2.GetSettingsRequest.FromString,
+                    response_serializer=ha__proto_dot_agent_dot_v1_dot_settings__pb2.GetSettingsResponse.SerializeToString,
+            ),
+            'SetSettings': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetSettings,
+                    request_deserializer=ha__proto_dot_agent_dot_v1_dot_settings__pb2.SetSettingsRequest.FromString,
+                    response_serializer=ha__proto_dot_agent_dot_v1_dot_settings__pb2.SetSettingsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -262,6 +296,60 @@ class LifeService:
             '/ha_proto.sync.v1.LifeService/Dissolve',
             ha__proto_dot_sync_dot_v1_dot_life__pb2.DissolvePairRequest.SerializeToString,
             ha__proto_dot_sync_dot_v1_dot_life__pb2.DissolvePairResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSettings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ha_proto.sync.v1.LifeService/GetSettings',
+            ha__proto_dot_agent_dot_v1_dot_settings__pb2.GetSettingsRequest.SerializeToString,
+            ha__proto_dot_agent_dot_v1_dot_settings__pb2.GetSettingsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetSettings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ha_proto.sync.v1.LifeService/SetSettings',
+            ha__proto_dot_agent_dot_v1_dot_settings__pb2.SetSettingsRequest.SerializeToString,
+            ha__proto_dot_agent_dot_v1_dot_settings__pb2.SetSettingsResponse.FromString,
             options,
             channel_credentials,
             insecure,
