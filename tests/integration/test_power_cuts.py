@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from ha_agent.memory import window
 from ha_agent.settings import load as load_agent
 from ha_sync.accounts import AccountStore
 from ha_sync.config import load as load_engine
@@ -40,7 +41,7 @@ def furnished(place: Path, procedure: str) -> Path:
     (place / "state").mkdir(parents=True, mode=0o700)
     (place / "ha.toml").write_text(HA.format(place=place))
     (place / "sync.toml").write_text(SYNC.format(place=place))
-    if procedure in {"token", "dissolved", "shared"}:
+    if procedure in {"token", "replaced", "dissolved", "shared"}:
         init_cluster(str(place / "state"), address="192.0.2.1:9527")
     return place
 
@@ -68,6 +69,7 @@ def judge(place: Path) -> None:
     assert str(load_agent(str(place / "ha.toml")).pair) != "None"
     load_engine(str(place / "sync.toml"))
     AccountStore(str(place / "state")).read()
+    assert window.opened_from(str(place / "state")) in {None, "1.0.27.5"}
     if (place / "state" / "identity").exists():
         Identity.load(str(place / "state"))
     for folder, _, files in os.walk(place / "state"):
@@ -75,7 +77,7 @@ def judge(place: Path) -> None:
             assert stat.S_IMODE(os.lstat(os.path.join(folder, name)).st_mode) == 0o600, name
 
 
-@pytest.mark.req("R1.1", "R3", "R8.1", "R33")
+@pytest.mark.req("R1.1", "R3", "R7", "R8", "R8.1", "R33")
 @pytest.mark.parametrize("procedure", PROCEDURES)
 def test_after_a_loss_of_power_at_any_step_the_same_step_again_leads_out(
     cutter: subprocess.Popen[str], procedure: str, tmp_path: Path

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ha_agent.memory import window
 from ha_agent.memory.shared import SharedStore
 from ha_agent.service.settings import take_shared
 from ha_agent.settings import document
@@ -26,7 +27,7 @@ from ha_proto.agent.v1 import settings_pb2
 from ha_sync.accounts import Account, AccountStore
 from ha_sync.config import saving as engine_saving
 from ha_sync.pairing import durable, invitations
-from ha_sync.pairing.identity import Identity, init_cluster
+from ha_sync.pairing.identity import Identity, init_cluster, with_revoked
 from ha_sync.pairing.keyring import Keyring
 
 STEPS = ("rename", "replace", "link", "unlink", "rmdir", "mkdir", "fsync")
@@ -117,13 +118,25 @@ def definitions(place: Path) -> None:
     engine_saving.save(path, engine_saving.draft(path, json.dumps({"backup": {"full": "30 4 * * *"}})))
 
 
+def upgrade(place: Path) -> None:
+    """`ha-sync upgrade begin` and `end`"""
+    window.open_from(str(place / "state"), "1.0.27.5")
+    window.close(str(place / "state"))
+
+
+def replaced(place: Path) -> None:
+    """A new machine has joined: the broken one is let in no more."""
+    keyring = Keyring(Identity.load(str(place / "state")))
+    keyring.change_facts(lambda identity: with_revoked(identity, "0" * 32))
+
+
 def account(place: Path) -> None:
     """`ha-sync account set`"""
     AccountStore(str(place / "state")).put(Account(name="admin", secret=SECRET, changed_unix_s=1.0), epoch=4)
 
 
 PROCEDURES: dict[str, Callable[[Path], None]] = {
-    one.__name__: one for one in (init, token, dissolved, settings, shared, definitions, account)
+    one.__name__: one for one in (init, token, replaced, dissolved, settings, shared, definitions, upgrade, account)
 }
 
 
