@@ -36,6 +36,15 @@ CUTS_MAX = 2000
 ADMITTED = "admitted"
 """A value of the catalogue of a storage: an operator asked for its first sync."""
 
+ROOT = "root"
+"""A value: the inode of the root that a Standby applied to."""
+
+IDENTITY = "root_identity"
+"""A value: what the root's marker said when it was the dataset's."""
+
+FILESYSTEM = "root_filesystem"
+"""A value: the filesystem that held the root, as its Active saw it."""
+
 TYPE_FILE = 1
 TYPE_DIRECTORY = 2
 TYPE_SYMLINK = 3

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from ha_sync.catalogue.tree import (
+    IDENTITY,
+    ROOT,
     TYPE_DIRECTORY,
     TYPE_FILE,
     TYPE_SYMLINK,
@@ -89,7 +91,7 @@ def take_tree(
 
 
 def _require_own(path: str, catalogue: TreeCatalogue) -> None:
-    known = catalogue.get("root_identity") is not None or catalogue.get("root") is not None
+    known = catalogue.get(IDENTITY) is not None or catalogue.get(ROOT) is not None
     if known and catalogue.entry_count() and not os.path.lexists(os.path.join(path, os.fsdecode(MARKER))):
         raise OperatorNeeded(
             "cannot save what the other node lacks of",

@@ -64,6 +64,12 @@ def _answers(socket: str) -> bool:
     return ha_sync("status", "--json", "--socket", socket).code == 0
 
 
+def _dataset(socket: str) -> dict[str, object]:
+    """What the engine says of its only dataset."""
+    [dataset] = ha_sync("status", "--json", "--socket", socket).json["datasets"]
+    return dict(dataset)
+
+
 async def role_of(socket: str) -> str:
     outcome = await asyncio.to_thread(ha_sync, "status", "--json", "--socket", socket)
     return str(outcome.json["role"])
@@ -129,10 +135,12 @@ def test_an_epoch_of_another_node_is_not_served_because_it_was_seen(tmp_path: Pa
 @pytest.mark.req("R32")
 async def test_an_engine_whose_dataset_stands_still_says_so_to_its_agent(run_dir: Path) -> None:
     config = node(run_dir, was=Role.ACTIVE, epoch=4)
-    async with served(config), agent(config) as ends:
+    async with served(config) as socket, agent(config) as ends:
         ends.link.direct("active", 4, active_at="192.0.2.53")
         sound = await ends.until_reported(lambda report: report.promoted == 4)
         assert [one.what for one in sound.troubles] == []
+        # Before its capture has found the folder, a folder that is not there was never there.
+        await asyncio.to_thread(until, lambda: _dataset(socket)["reason"] == "no standby", "the capture")
         # Somebody took the folder away: a guard halts the dataset rather than delete everything on the Standby.
         (run_dir / "files").rename(run_dir / "elsewhere")
         report = await ends.until_reported(lambda report: len(report.troubles) > 0)
@@ -142,8 +150,6 @@ async def test_an_engine_whose_dataset_stands_still_says_so_to_its_agent(run_dir
         assert report.troubles[0].fields["reason"]
         assert report.run
         (run_dir / "elsewhere").rename(run_dir / "files")
-        resumed = await asyncio.to_thread(
-            ha_sync, "resume", "files", "--socket", str(config.parent / "run" / "sync.sock")
-        )
+        resumed = await asyncio.to_thread(ha_sync, "resume", "files", "--socket", socket)
         assert resumed.code == 0, resumed.err
         await ends.until_reported(lambda report: not report.troubles)

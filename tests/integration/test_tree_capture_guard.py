@@ -8,8 +8,10 @@ import shutil
 
 import pytest
 
+from ha_sync.apply.tree.rooting import open_root
 from ha_sync.capture.settle import Due
 from ha_sync.capture.tree import reading
+from ha_sync.catalogue.tree import TreeCatalogue
 from ha_sync.core.dataset import DatasetState
 from ha_sync.errors import OperatorNeeded
 from tests.support.tree_capture_model import Pair, settings_of
@@ -226,3 +228,48 @@ async def test_a_root_without_its_marker_after_a_restart_halts(root, catalogue):
     await again.until(lambda: again.source.report().state is DatasetState.HALTED)
     assert b"f" in again.model.things
     await again.stop()
+
+
+@pytest.mark.req("R32")
+async def test_a_tree_that_was_there_and_is_not_when_the_engine_starts_is_a_fault_until_it_is_back(
+    root, catalogue, tmp_path
+):
+    first = Pair(settings_of(root), catalogue)
+    root.rmdir()
+    await first.start()
+    # Nobody has ever seen it: it is waited for.
+    assert first.source.report().state is DatasetState.WAITING
+    await first.stop()
+    root.mkdir()
+    (root / "f").write_text("x")
+    pair = await Pair(settings_of(root), catalogue).start()
+    await pair.caught_up()
+    await pair.stop()
+    os.rename(root, tmp_path / "away")
+    again = await Pair(settings_of(root), catalogue, model=pair.model).start()
+    await again.until(lambda: again.source.report().state is DatasetState.FAILED)
+    assert "is its filesystem mounted?" in again.source.report().reason
+    assert b"f" in again.model.things
+    os.rename(tmp_path / "away", root)
+    (root / "g").write_text("x")
+    await again.caught_up()
+    again.assert_equal()
+    await again.stop()
+
+
+@pytest.mark.req("R32")
+async def test_a_former_standby_takes_no_empty_mount_point_for_its_tree(root, catalogue, tmp_path):
+    os.makedirs(catalogue.parent)
+    standby = TreeCatalogue(str(catalogue))
+    open_root(str(root), standby, report=lambda *_: None).close()
+    standby.close()
+    os.rename(root, tmp_path / "unmounted")
+    root.mkdir()
+    pair = await Pair(settings_of(root), catalogue).start()
+    assert pair.source.report().state is DatasetState.HALTED
+    assert "is the right filesystem mounted?" in pair.source.report().reason
+    root.rmdir()
+    os.rename(tmp_path / "unmounted", root)
+    await pair.source.resume(accept_deletes=False)
+    await pair.caught_up()
+    await pair.stop()

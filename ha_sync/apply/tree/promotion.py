@@ -17,6 +17,7 @@ from ha_sync.apply.tree.applier import Applier, Tree
 from ha_sync.apply.tree.partials import Partial
 from ha_sync.apply.tree.survey import make_directories
 from ha_sync.apply.tree.trash import remove_tree
+from ha_sync.catalogue.tree import FILESYSTEM, IDENTITY, ROOT
 from ha_sync.config import Hold
 from ha_sync.core.dataset import Finished
 from ha_sync.errors import Refused
@@ -261,6 +262,6 @@ def detach_tree(applier: Applier) -> tuple[str, ...]:
     finally:
         os.close(fd)
     with applier.catalogue.transaction(durable=True):
-        for key in ("root", "root_identity", "root_filesystem"):
+        for key in (ROOT, IDENTITY, FILESYSTEM):
             applier.catalogue.forget(key)
     return tuple(removed)

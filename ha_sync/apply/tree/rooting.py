@@ -11,15 +11,13 @@ import os
 import stat
 import uuid
 
-from ha_sync.catalogue.tree import TreeCatalogue
+from ha_sync.catalogue.tree import FILESYSTEM, IDENTITY, ROOT, TreeCatalogue
 from ha_sync.core.dataset import Report
 from ha_sync.errors import OperatorNeeded, Retryable
 from ha_sync.files.confine import Root
 from ha_sync.files.mounts import not_mounted
 from ha_sync.files.places import MARKER
 
-ROOT_KEY = "root"
-IDENTITY_KEY = "root_identity"
 MARKER_MAX = 256
 
 
@@ -28,7 +26,7 @@ def open_storage(path: str, catalogue: TreeCatalogue) -> Root:
     if reason := not_mounted(path):
         raise Retryable("waits for the storage", subject=path, reason=reason)
     root = Root(path)
-    known, here = catalogue.get(IDENTITY_KEY), _identity(root)
+    known, here = catalogue.get(IDENTITY), _identity(root)
     if known is not None and here != known:
         root.close()
         reason = "another storage is mounted" if here else "the storage has lost its marker"
@@ -37,7 +35,7 @@ def open_storage(path: str, catalogue: TreeCatalogue) -> Root:
     _mark(root, catalogue)
     if known is None:
         with catalogue.transaction(durable=True):
-            catalogue.put(IDENTITY_KEY, _identity(root))
+            catalogue.put(IDENTITY, _identity(root))
     return root
 
 
@@ -54,7 +52,7 @@ def _identity(root: Root) -> str:
 
 def open_root(path: str, catalogue: TreeCatalogue, *, report: Report) -> Root:
     """Raises OperatorNeeded with the reason."""
-    known = catalogue.get(ROOT_KEY)
+    known = catalogue.get(ROOT)
     try:
         status = os.lstat(path)
     except FileNotFoundError:
@@ -128,7 +126,7 @@ def forget_all(catalogue: TreeCatalogue) -> None:
     catalogue.clear_intent()
     for key, _ in catalogue.values_with_prefix("partial:"):
         catalogue.forget(key)
-    for key in ("applied", "consistent", "guarded", IDENTITY_KEY, "root_filesystem", ROOT_KEY):
+    for key in ("applied", "consistent", "guarded", IDENTITY, FILESYSTEM, ROOT):
         catalogue.forget(key)
 
 
@@ -138,17 +136,17 @@ def _marker(path: str) -> str:
 
 def _mark(root: Root, catalogue: TreeCatalogue) -> None:
     status = os.fstat(root.fd)
-    if catalogue.get(ROOT_KEY) == str(status.st_ino) and os.path.lexists(_marker(root.path)):
+    if catalogue.get(ROOT) == str(status.st_ino) and os.path.lexists(_marker(root.path)):
         return
     with contextlib.suppress(FileExistsError):
         fd = os.open(MARKER, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=root.fd)
         try:
             # The Active's end knows the marker by its content: what it once wrote here is written again.
-            os.write(fd, f"{catalogue.get(IDENTITY_KEY) or uuid.uuid4().hex}\n".encode())
+            os.write(fd, f"{catalogue.get(IDENTITY) or uuid.uuid4().hex}\n".encode())
             os.fsync(fd)
         finally:
             os.close(fd)
     # The marker changed the times of the root: they are the Active's.
     os.utime(root.fd, ns=(status.st_mtime_ns, status.st_mtime_ns))
     with catalogue.transaction(durable=True):
-        catalogue.put(ROOT_KEY, str(status.st_ino))
+        catalogue.put(ROOT, str(status.st_ino))

@@ -14,11 +14,11 @@ import uuid
 from collections import deque
 from dataclasses import dataclass
 
-from ha_sync.catalogue.tree import TreeCatalogue
+from ha_sync.catalogue.tree import FILESYSTEM, IDENTITY, ROOT, TreeCatalogue
 from ha_sync.files.confine import Root
+from ha_sync.files.places import MARKER
 from ha_sync.files.watch import filesystem_type
 
-MARKER = b".ha-dataset"
 MARKER_MAX = 256
 MASS_MIN = 20
 WINDOW_S = 10.0
@@ -31,9 +31,6 @@ STABLE_IDS = frozenset({"ext2", "ext3", "ext4", "btrfs", "f2fs"})
 
 UNWRITTEN = "read-only:"
 """Begins the identity of a filesystem that took no marker."""
-
-_IDENTITY = "root_identity"
-_FILESYSTEM = "root_filesystem"
 
 
 class Accepted(enum.Enum):
@@ -96,9 +93,12 @@ class RootGuard:
 
     def enter(self) -> str:
         """First look after opening; adopts or writes the marker where nothing is known yet."""
-        known, here = self._catalogue.get(_IDENTITY), self._read_marker()
-        stored = self._catalogue.get(_FILESYSTEM)
+        known, here = self._catalogue.get(IDENTITY), self._read_marker()
+        stored = self._catalogue.get(FILESYSTEM)
         if known is None:
+            # As a Standby this node has marked what it applied to.
+            if here is None and self._catalogue.get(ROOT) not in {None, str(self._inode)}:
+                return "it is not the directory that this node wrote as a standby: is the right filesystem mounted?"
             self.adopt()
             return ""
         if here is None:
@@ -107,7 +107,7 @@ class RootGuard:
             return "the root's marker belongs to another tree"
         if stored is not None and not self._filesystem().is_same(stored, removable=self._removable):
             return "the root is on another filesystem than before"
-        self._catalogue.put(_FILESYSTEM, self._filesystem().text())
+        self._catalogue.put(FILESYSTEM, self._filesystem().text())
         return ""
 
     def adopt(self) -> None:
@@ -121,8 +121,8 @@ class RootGuard:
                 if error.errno != errno.EROFS:
                     raise
                 here = self._unwritten()
-        self._catalogue.put(_IDENTITY, here)
-        self._catalogue.put(_FILESYSTEM, self._filesystem().text())
+        self._catalogue.put(IDENTITY, here)
+        self._catalogue.put(FILESYSTEM, self._filesystem().text())
 
     def look(self) -> str:
         """Cheap: before anything is deleted on the Standby."""
@@ -132,7 +132,7 @@ class RootGuard:
             return f"the root cannot be found: {error.strerror}"
         if (status.st_ino, status.st_dev) != (self._inode, self._device):
             return "the root was replaced by another directory or filesystem"
-        if self._read_marker() != self._catalogue.get(_IDENTITY):
+        if self._read_marker() != self._catalogue.get(IDENTITY):
             return "the root has lost its marker"
         return ""
 
@@ -164,8 +164,8 @@ class RootGuard:
             os.unlink(MARKER, dir_fd=self._root.fd)
         except FileNotFoundError:
             return ()
-        self._catalogue.forget(_IDENTITY)
-        self._catalogue.forget(_FILESYSTEM)
+        for key in (ROOT, IDENTITY, FILESYSTEM):
+            self._catalogue.forget(key)
         return (os.path.join(self._root.path, os.fsdecode(MARKER)),)
 
     # ---- deletions

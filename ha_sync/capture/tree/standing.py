@@ -17,6 +17,8 @@ def state_of(
     if refusal := worker.terms.refusal:
         return DatasetState.WAITING, refusal
     if worker.root is None:
+        if worker.terms.known:
+            return DatasetState.FAILED, f"{path} does not exist any more: is its filesystem mounted?"
         return DatasetState.WAITING, f"{path} does not exist"
     if not started:
         return DatasetState.STARTING, "first scan"

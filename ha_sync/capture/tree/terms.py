@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from ha_sync.capture.tree.guard import RootGuard
 from ha_sync.capture.tree.told import Event
-from ha_sync.catalogue.tree import ADMITTED, TreeCatalogue
+from ha_sync.catalogue.tree import ADMITTED, IDENTITY, ROOT, TreeCatalogue
 from ha_sync.config import TreeSettings
 from ha_sync.core.representation import EVERYTHING, Holding, holding_of
 from ha_sync.errors import Retryable
@@ -29,6 +29,7 @@ class Terms:
         self._catalogue = catalogue
         self.is_storage = settings.storage is not None
         self.admitted = not self.is_storage or catalogue.get(ADMITTED) == "1"
+        self.known = any(catalogue.get(key) is not None for key in (IDENTITY, ROOT))  # it was there before
         self.withheld = ""  # why nothing may be sent although it was asked for: it is shared
         self.held = False  # a sync is paused
         self.away = ""  # why it is not there
@@ -75,6 +76,7 @@ class Terms:
     def entered(self, kind: str) -> list[Event]:
         """It is there, on this kind of filesystem."""
         was, self.away, self._told_away = self.away, "", ""
+        self.known = True
         if self.is_storage:
             self.holding = holding_of(kind)
         return [("info", "the storage is back", {"path": self._settings.path})] if was and self._been else []
