@@ -335,6 +335,21 @@ async def test_what_is_no_database_is_said_and_never_shipped(
         assert source.report().state is DatasetState.STREAMING
 
 
+@pytest.mark.req("R32")
+async def test_a_database_that_was_there_and_is_gone_is_a_trouble_until_it_is_back(tmp_path: Path) -> None:
+    pair = Pair(tmp_path)
+    astdb(pair.active, {"a": "1"})
+    async with pair.opened() as (source, sink), flowing(source, sink) as pipe:
+        await pipe.caught_up()
+        good = pair.standby.read_bytes()
+        os.rename(pair.active, tmp_path / "away.db")
+        await pipe.until(lambda: source.report().state is DatasetState.DEGRADED)
+        assert "no such file" in source.report().reason
+        assert pair.standby.read_bytes() == good
+        os.rename(tmp_path / "away.db", pair.active)
+        await pipe.until(lambda: source.report().state is DatasetState.STREAMING)
+
+
 async def test_a_damaged_database_is_not_shipped_over_a_good_copy(tmp_path: Path) -> None:
     pair = Pair(tmp_path)
     astdb(pair.active, {f"key{n}": "v" * 50 for n in range(1000)})

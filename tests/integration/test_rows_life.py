@@ -113,6 +113,42 @@ async def test_a_database_made_later_is_captured_from_then_on(tmp_path: Path) ->
         await equal(pair)
 
 
+@pytest.mark.req("R32")
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_database_that_was_there_and_is_gone_is_a_trouble_until_it_is_back(
+    tmp_path: Path, restarted: bool
+) -> None:
+    write(tmp_path / "active.db", SIMPLE, "INSERT INTO t(v) VALUES(1)")
+    pair = RowsPair(tmp_path)
+    await pair.open()
+    await pair.connect()
+    try:
+        await equal(pair)
+        if restarted:
+            await pair.crash()
+        (tmp_path / "away").mkdir()
+        _move(tmp_path, tmp_path / "away")
+        if restarted:
+            await pair.open(EPOCH)
+            await pair.connect()
+        await eventually(lambda: pair.source.report().state is DatasetState.DEGRADED)
+        assert "does not exist any more" in pair.source.report().reason
+        assert content(pair.standby)["rows"]["t"]
+        _move(tmp_path / "away", tmp_path)
+        await eventually(lambda: pair.source.report().state is DatasetState.STREAMING)
+        write(pair.active, "INSERT INTO t(v) VALUES(2)")
+        await equal(pair)
+    finally:
+        await pair.close()
+
+
+def _move(source: Path, target: Path) -> None:
+    """The Active's database with all that belongs to it, the file itself last."""
+    for suffix in ("-wal", "-shm", ""):
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(source / f"active.db{suffix}", target / f"active.db{suffix}")
+
+
 @pytest.mark.req("R5")
 async def test_node_local_tables_and_rows_stay_on_their_node(tmp_path: Path) -> None:
     schema = (

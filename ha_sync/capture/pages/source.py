@@ -455,6 +455,8 @@ class PagesSource:
             reason = refused.why.value + (f" ({refused.detail})" if refused.detail else "")
             hint = _HINT_OF.get(refused.why, "")
             sentence = f"{reason}: {hint}" if hint else reason
+            if refused.why in _NOTHING_THERE and self.position.sequence:
+                return DatasetState.DEGRADED, f"{sentence}: what the standby has is kept"
             if refused.why in _STATE_OF:
                 return _STATE_OF[refused.why], sentence
             if self._pace.hopeless(now=now):

@@ -294,7 +294,10 @@ class RowsSource(Source):
             self._show(Condition(state=DatasetState.DEGRADED, reason=error.sentence(), method=method))
             return
         why = unfit(self.path, error)
-        self._show(Condition(state=_state_of(why), reason=why.reason, method=method, missing=why.missing))
+        state, reason = _state_of(why), why.reason
+        if why.missing and self._capture.journal.identity.inode:
+            state, reason = DatasetState.DEGRADED, "the file does not exist any more: what the standby has is kept"
+        self._show(Condition(state=state, reason=reason, method=method, missing=why.missing))
 
     def _show(self, condition: Condition) -> None:
         if condition == self._condition:
