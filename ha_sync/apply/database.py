@@ -48,6 +48,10 @@ class DatabaseSink:
         """What is durable here."""
         return self._inner.applied
 
+    async def held(self) -> tuple[bytes, ...]:
+        """As the way of capture says."""
+        return await self._inner.held()
+
     async def begin(self, answer: Answer, method: str) -> None:
         """Changes the way where the Active did."""
         if method not in METHODS:

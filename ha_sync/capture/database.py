@@ -218,5 +218,8 @@ class _Session:
         if not self.changed:
             self._inner.need(paths)
 
+    def held(self, parts: tuple[bytes, ...]) -> None:
+        self._inner.held(parts)
+
     async def close(self) -> None:
         await self._inner.close()

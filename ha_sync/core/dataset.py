@@ -100,6 +100,9 @@ class Session(Protocol):
     def need(self, paths: tuple[bytes, ...]) -> None:
         """The Standby cannot use or has lost these objects: forget what it has of them and send them whole."""
 
+    def held(self, parts: tuple[bytes, ...]) -> None:
+        """The Standby has these parts of objects, as its sink said: before anything is sent."""
+
     async def close(self) -> None:
         """Ends the session; what was sent and not acknowledged will be sent again to the next one."""
 
@@ -144,6 +147,9 @@ class Sink(Protocol):
     @property
     def applied(self) -> Position:
         """What is durable here."""
+
+    async def held(self) -> tuple[bytes, ...]:
+        """What came in parts and is not whole here, so that no part of it need come twice; empty for most kinds."""
 
     async def begin(self, answer: Answer, method: str) -> None:
         """A stream (re)starts: drops a group that was received in part. ``method`` as the session says it."""

@@ -184,7 +184,9 @@ class Subscriber:
         """Returns why another path is to be taken; "" where the Active ended the stream."""
         self._events.failed.clear()
         async with self._dial() as call:
-            await call.write(self._subscribe())
+            # Asked first: what becomes whole meanwhile is applied, which is said then.
+            held = await self._sink.held()
+            await call.write(self._subscribe(held))
             answer = await self._answer(call)
             await self._sink.begin(answer.answer, answer.method)
             if answer.answer is Answer.COMPARE:
@@ -196,7 +198,7 @@ class Subscriber:
             )
             return await stream.run()
 
-    def _subscribe(self) -> bytes:
+    def _subscribe(self, held: tuple[bytes, ...]) -> bytes:
         message = pb.SubscriberMessage(
             subscribe=pb.Subscribe(
                 protocol=PROTOCOL,
@@ -208,6 +210,7 @@ class Subscriber:
                 promised_epoch=self._epochs.promised,
                 applied=position_to_wire(self._sink.applied),
                 need=self._events.take_needs(),
+                held=held,
                 booted=self._subscription.dataset in self._booted,
             )
         )

@@ -9,6 +9,7 @@ import os
 
 import pytest
 
+from ha_sync.capture.tree.parts import PART_BYTES
 from tests.support.tree_capture_model import Pair, settings_of
 
 
@@ -70,7 +71,7 @@ async def test_the_barrier_waits_for_all_that_a_session_that_broke_had_sent(root
         await pair.caught_up()
         await pair.disconnect()
         for name in ("a", "b", "c"):
-            (root / name).write_bytes(os.urandom(9_000_000))
+            (root / name).write_bytes(os.urandom(PART_BYTES))  # each a group, and the largest that goes whole
         await pair.connect_by_hand()
         target = asyncio.create_task(pair.source.settled())
         async with contextlib.aclosing(pair.session.frames()) as frames:

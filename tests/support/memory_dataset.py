@@ -22,6 +22,7 @@ class MemorySource:
         self.frames_per_group = frames_per_group
         self.acknowledged = NOWHERE
         self.needed: list[bytes] = []
+        self.held: list[bytes] = []
         self.inventories: list[list[bytes]] = []
         self.more = asyncio.Condition()
         self.sessions = 0
@@ -96,6 +97,9 @@ class MemorySession:
     def need(self, paths: tuple[bytes, ...]) -> None:
         self._source.needed.extend(paths)
 
+    def held(self, parts: tuple[bytes, ...]) -> None:
+        self._source.held.extend(parts)
+
     async def close(self) -> None:
         self.closed = True
 
@@ -108,6 +112,7 @@ class MemorySink:
         self.content: list[bytes] = []
         self.group: list[bytes] = []
         self.begun: list[tuple[Answer, str]] = []
+        self.parts: tuple[bytes, ...] = ()
         self.fail_next: Exception | None = None
         self.slow = asyncio.Event()
         self.slow.set()
@@ -119,6 +124,9 @@ class MemorySink:
 
     async def open(self, epoch: Epoch, *, active_at: str) -> None:
         raise AssertionError((epoch, active_at))
+
+    async def held(self) -> tuple[bytes, ...]:
+        return self.parts
 
     async def begin(self, answer: Answer, method: str) -> None:
         self.begun.append((answer, method))

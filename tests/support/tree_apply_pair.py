@@ -27,6 +27,7 @@ class TreePair:
     more: dict[str, object]
     events: list[tuple[str, str, dict[str, object]]] = field(default_factory=list)
     restarts: int = 0
+    payload_bytes: int = 0
     answers: list[Answer] = field(default_factory=list)
 
     @property
@@ -42,12 +43,15 @@ class TreePair:
 
     async def __aenter__(self) -> Self:
         os.makedirs(self.active, exist_ok=True)
+        await self.open_source()
+        await self.open_sink()
+        return self
+
+    async def open_source(self) -> None:
         self.source = TreeSource(
             self._settings(self.active), catalogue_path=f"{self.base}/a/catalogue.db", report=lambda *_: None
         )
         await self.source.open(EPOCH)
-        await self.open_sink()
-        return self
 
     async def open_sink(self) -> None:
         self.sink = TreeSink(
@@ -84,8 +88,10 @@ class TreePair:
         self.sink.on_durable(lambda position: session.acknowledge(position) if session else None)
         while True:
             failed.clear()
+            held = await self.sink.held()
             session = await self.source.subscribe(self.sink.applied)
             try:
+                session.held(held)
                 self.answers.append(session.answer)
                 await self.sink.begin(session.answer, session.method)
                 if session.answer is Answer.COMPARE:
@@ -102,6 +108,7 @@ class TreePair:
         async def feed() -> None:
             async for frame in frames:  # type: ignore[attr-defined]
                 assert isinstance(frame, Frame)
+                self.payload_bytes += len(frame.payload)
                 await self.sink.receive(frame)
 
         parts = [asyncio.create_task(feed()), asyncio.create_task(failed.wait())]

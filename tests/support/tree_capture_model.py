@@ -51,6 +51,7 @@ class Model:
 
     things: dict[bytes, Thing] = field(default_factory=dict)
     partials: dict[bytes, bytearray] = field(default_factory=dict)
+    versions: dict[bytes, bytes] = field(default_factory=dict)  # of partials that come in parts
     applied: Position = NOWHERE
     consistent: bool = False
     groups: list[list[pb.TreeChange]] = field(default_factory=list)
@@ -138,8 +139,9 @@ class Model:
     def _grow(self, change: pb.TreeChange, payload: bytes) -> None:
         if change.offset == 0:
             self.partials[change.path] = bytearray()
+            self.versions[change.path] = change.version
         partial = self.partials.get(change.path)
-        if partial is None or change.offset > len(partial):
+        if partial is None or change.offset > len(partial) or change.version != self.versions[change.path]:
             raise Refused(f"{change.path!r} grows at {change.offset}")
         partial[change.offset : change.offset + len(payload)] = payload
 
@@ -159,6 +161,14 @@ class Model:
             self._delete(change.path)
         self.things[change.path] = _thing(change, content)
         self.partials.pop(change.path, None)
+
+    def held(self) -> tuple[bytes, ...]:
+        """As a sink says it."""
+        return tuple(
+            pb.HeldPart(path=path, version=self.versions[path], size=len(partial)).SerializeToString()
+            for path, partial in self.partials.items()
+            if self.versions[path]
+        )
 
     def inventory(self, *, chunk: int = 500) -> list[bytes]:
         """As a sink says it."""
@@ -275,6 +285,7 @@ class Pair:
         """The caller takes the frames."""
         self.session = await self.source.subscribe(self.model.applied)
         self.answer = self.session.answer
+        self.session.held(self.model.held())
         if self.answer is Answer.COMPARE:
             await self.session.compare(_chunks(self.model.inventory()))
 

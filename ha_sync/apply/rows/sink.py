@@ -86,6 +86,10 @@ class RowsSink(Sink):
         """What is durable here."""
         return self._applied
 
+    async def held(self) -> tuple[bytes, ...]:
+        """Rows are never held in part."""
+        return ()
+
     async def begin(self, answer: Answer, method: str) -> None:
         """A stream starts: what was received in part is dropped, what is being applied is waited for."""
         del method

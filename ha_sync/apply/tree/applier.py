@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from ha_proto.sync.v1 import replication_pb2 as pb
 from ha_sync.apply.tree.changes import Piece
 from ha_sync.apply.tree.partials import Partials
 from ha_sync.apply.tree.publish import Outcome, Publisher, nothing_fails
@@ -271,6 +272,13 @@ class Applier:
         self.catalogue.close()
 
     # ---- taking frames
+
+    def held(self, *, now: float) -> list[pb.HeldPart]:
+        """What came in parts and is not whole here; all of it, whether it is durable yet or not."""
+        if self.settings.storage is not None and self.applied == NOWHERE:
+            return []  # nothing is written to a storage before its first sync
+        partials = self.ready(now=now).partials
+        return [pb.HeldPart(path=each.path, version=each.version, size=each.size) for each in partials.held()]
 
     def begin(self, *, comparing: bool, now: float) -> None:
         """A stream (re)starts."""

@@ -23,6 +23,7 @@ SIZE_MAX = 1 << 46
 """64 TiB: no file of a PBX is larger, and a lie must not make us allocate its list of blocks."""
 BLOCKS_MAX = 1 << 20
 LINK_TARGET_MAX = 4095
+VERSION_MAX = 16
 PART_BYTES = 1024
 """What a parsed change takes in memory, whose path is short: six times what it took on the wire."""
 ID_MAX = (1 << 32) - 2  # the highest value means "leave it" to chown
@@ -121,8 +122,10 @@ def _check(change: pb.TreeChange) -> None:
     if action == PUT and kind in _CONTENT_TYPES:
         _check_content(change)
     elif action == GROW:
-        if kind not in _CONTENT_TYPES or change.offset + change.payload_bytes > SIZE_MAX:
+        if kind not in _CONTENT_TYPES or max(change.offset + change.payload_bytes, change.size) > SIZE_MAX:
             raise _fault("an impossible growth", change)
+        if len(change.version) > VERSION_MAX:
+            raise _fault("an impossible version", change)
     elif change.payload_bytes:
         raise _fault("content where none belongs", change)
 

@@ -1,9 +1,11 @@
-"""Recordings that still grow: hidden partials, appended in place, and what the catalogue knows of them.
+"""Recordings that still grow, and large files that come in parts: hidden partials, appended in place, and what the
+catalogue knows of them.
 
-A partial's name is never used twice; the catalogue's value ``partial:<path in hex>`` names it and says how many
-bytes of it are durable. After a crash of the machine it is cut to that length, after a crash of this process it is
-kept as it is. A partial that a PUT has taken over or a DELETE has dropped leaves with that group; if the group is
-dropped it grows on. Blocking.
+What comes in parts has a *version*, which names what is being sent: with it the Active finds out, when the stream
+begins again, how much of it is here. A partial's name is never used twice; the catalogue's value ``partial:<path in
+hex>`` names it and says how many bytes of it are durable. After a crash of the machine it is cut to that length, after
+a crash of this process it is kept as it is. A partial that a PUT has taken over or a DELETE has dropped leaves with
+that group; if the group is dropped it grows on. Blocking.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ class Partial:
     uid: int
     gid: int
     mtime_ns: int
+    version: bytes = b""  # of a file that comes in parts; empty: it still grows
     fd: int = -1
     dirty: bool = False
     touched: bool = True  # grew since the last compare began
@@ -44,12 +47,12 @@ class Partial:
     def encode(self) -> str:
         """For the catalogue."""
         name = self.name.decode("ascii")
-        return f"{name}:{self.size}:{self.mode}:{self.uid}:{self.gid}:{self.mtime_ns}"
+        return f"{name}:{self.size}:{self.mode}:{self.uid}:{self.gid}:{self.mtime_ns}:{self.version.hex()}"
 
     @classmethod
     def decode(cls, key: str, value: str) -> Partial:
         """From the catalogue."""
-        name, size, mode, uid, gid, mtime_ns = value.split(":")
+        name, size, mode, uid, gid, mtime_ns, *version = value.split(":")
         return cls(
             path=bytes.fromhex(key.removeprefix(PREFIX)),
             name=name.encode("ascii"),
@@ -59,6 +62,7 @@ class Partial:
             uid=int(uid),
             gid=int(gid),
             mtime_ns=int(mtime_ns),
+            version=bytes.fromhex("".join(version)),
         )
 
     @property
@@ -135,13 +139,13 @@ class Partials:
     # ---- growing
 
     def grow(self, change: pb.TreeChange, payload: memoryview) -> bool:
-        """Appends; False where bytes are missing before these."""
+        """Appends; False where bytes are missing before these, or those that are here are of another version."""
         partial = self._live.get(change.path)
         if change.offset == 0:
             if partial is not None:
                 self.drop(change.path)
             partial = self._begin(change)
-        if partial is None or change.offset > partial.size:
+        if partial is None or change.offset > partial.size or change.version != partial.version:
             return False
         write_at(self._descriptor(partial), payload, change.offset)
         partial.size = max(partial.size, change.offset + len(payload))
@@ -164,6 +168,7 @@ class Partials:
             uid=change.uid,
             gid=change.gid,
             mtime_ns=change.mtime_ns,
+            version=change.version,
             fd=fd,
         )
         self._live[change.path] = partial
@@ -275,8 +280,12 @@ class Partials:
             self.drop(path)
 
     def paths(self) -> list[bytes]:
-        """Of all that grow."""
+        """Of all of them."""
         return sorted(self._live)
+
+    def held(self) -> list[Partial]:
+        """Those that come in parts."""
+        return [partial for partial in self._live.values() if partial.version]
 
     def take(self, path: bytes) -> Partial:
         """For promotion: its descriptor is open, its bytes are synced by the caller."""

@@ -175,18 +175,25 @@ def _publish_partials(applier: Applier, tree: Tree, *, now: float) -> list[Finis
     finished: list[Finished] = []
     for path in tree.partials.paths():
         partial = tree.partials.take(path)
+        if partial.version:
+            _forget(applier, partial)  # part of a file is no file; it goes with the hidden directory
+            continue
         subject = os.fsdecode(path)
         repaired = wav.repair(partial.fd)
         _dress(partial)
         tree.publisher.put_in_place(partial.place, path, now=now)
-        os.close(partial.fd)
-        with applier.catalogue.transaction(durable=False):
-            applier.catalogue.forget(partial.key)
+        _forget(applier, partial)
         size = partial.size
         finished.append(Finished(what="interrupted recording published", subject=subject, detail=f"{size} bytes"))
         if repaired is not None:
             finished.append(_repaired(subject, repaired))
     return finished
+
+
+def _forget(applier: Applier, partial: Partial) -> None:
+    os.close(partial.fd)
+    with applier.catalogue.transaction(durable=False):
+        applier.catalogue.forget(partial.key)
 
 
 def _dress(partial: Partial) -> None:

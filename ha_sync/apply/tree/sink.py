@@ -243,6 +243,14 @@ class TreeSink:
         """See Sink."""
         return self._parts[0].applied
 
+    async def held(self) -> tuple[bytes, ...]:
+        """See Sink: a ``HeldPart`` each. A tree that cannot be used has nothing; why is said when the stream begins."""
+        applier, _ = self._parts
+        with contextlib.suppress(HaSyncError, OSError, sqlite3.Error):
+            held = await self._run(lambda: applier.held(now=time.monotonic()))
+            return tuple(part.SerializeToString() for part in held)
+        return ()
+
     async def begin(self, answer: Answer, method: str) -> None:
         """See Sink."""
         if method != "tree":

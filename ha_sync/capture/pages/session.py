@@ -100,6 +100,9 @@ class PagesSession:
         self._whole_again = True
         self._interrupt.set()
 
+    def held(self, parts: tuple[bytes, ...]) -> None:
+        """A copy is never held in part."""
+
     async def close(self) -> None:
         """Ends ``frames``."""
         self._closed = True

@@ -148,6 +148,9 @@ class RowsSession(Session):
         if not self._closed:
             self._source.send_whole(paths)
 
+    def held(self, parts: tuple[bytes, ...]) -> None:
+        """Rows are never held in part."""
+
     async def close(self) -> None:
         """Ends the session."""
         if self._closed:

@@ -88,19 +88,26 @@ class Appending:
         growth = self.files.get(path)
         if growth is None or growth.inode != status.st_ino or growth.offset > status.st_size:
             growth = self.files[path] = Growth(status.st_ino)
-        if not stat.S_ISREG(status.st_mode):
+        if stat.S_ISREG(status.st_mode):
+            yield from appended(path, fd, builder, growth, status, end=status.st_size)
+
+
+def appended(
+    path: bytes, fd: int, builder: FrameBuilder, growth: Growth, status: os.stat_result, *, end: int
+) -> Iterator[None]:
+    """Adds what was not sent of a file up to ``end``; ends earlier where the file does."""
+    while growth.offset < end:
+        length = min(FRAME_TARGET_BYTES, end - growth.offset)
+        if builder.lacks_room(length):
+            yield
+        view = builder.place(length)
+        got = os.preadv(fd, [view], growth.offset)
+        if got <= 0:
             return
-        while growth.offset < status.st_size:
-            length = min(FRAME_TARGET_BYTES, status.st_size - growth.offset)
-            if builder.lacks_room(length):
-                yield
-            view = builder.place(length)
-            got = os.preadv(fd, [view], growth.offset)
-            if got <= 0:
-                return
-            builder.keep(got)
-            builder.add(
-                path=path, action=GROW, type=TYPE_FILE, offset=growth.offset, payload_bytes=got,
-                mode=status.st_mode & 0o7777, uid=status.st_uid, gid=status.st_gid, mtime_ns=status.st_mtime_ns,
-            )  # fmt: skip
-            growth.sent(view[:got])
+        builder.keep(got)
+        builder.add(
+            path=path, action=GROW, type=TYPE_FILE, offset=growth.offset, payload_bytes=got, version=growth.version,
+            size=status.st_size if growth.version else 0,
+            mode=status.st_mode & 0o7777, uid=status.st_uid, gid=status.st_gid, mtime_ns=status.st_mtime_ns,
+        )  # fmt: skip
+        growth.sent(view[:got])

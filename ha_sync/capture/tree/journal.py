@@ -173,6 +173,11 @@ class Journal:
             self.mark_bulk(self.live)
         self.live.clear()
 
+    def defer(self, paths: Iterable[bytes]) -> None:
+        """These live paths wait with the bulk: they are so large that everything else goes first."""
+        with self._catalogue.transaction(durable=False):
+            self.mark_bulk(path for path in paths if self.live.pop(path, None) is not None)
+
     def hold(self) -> None:
         """Live paths below a directory whose removal is in flight wait for its acknowledgement."""
         if not self._falling:

@@ -122,6 +122,7 @@ class Reader:
     copy_from_size: int = COPY_SOURCE_MIN  # smaller content is sent rather than looked for
     keeps: bool = False  # what is gone here stays on the Standby
     racy_ns: int = RACY_NS
+    hashes_of: Callable[[bytes, os.stat_result], bytes] = lambda _path, _status: b""  # of a file that was just read
     shifts: bool = False  # large files are looked through for content that moved
     met: Met = field(default_factory=Met)
 
@@ -418,7 +419,7 @@ class Group:
     def _large(self, fd: int, item: Item, status: os.stat_result, entry: Entry | None) -> Iterator[None]:
         size = status.st_size
         step = block_size_for(size)
-        hashes = hashed(fd, status, step)
+        hashes = self._reader.hashes_of(item.path, status) or hashed(fd, status, step)
         content = whole_hash(hashes, size)
         xattrs = self._xattrs(fd)
         same, metadata = _compared(entry, content, status, xattrs)

@@ -45,6 +45,14 @@ class Tally:
     objects: int = 0
     unreadable_keys: list[bytes] = field(default_factory=list)  # directories whose content is unknown
 
+    def add(self, other: Tally) -> None:
+        """Of a scan of some of it."""
+        self.skipped_special += other.skipped_special
+        self.too_long += other.too_long
+        self.unreadable += other.unreadable
+        self.unwatched += other.unwatched
+        self.objects += other.objects
+
 
 class Walk:
     """The local side."""

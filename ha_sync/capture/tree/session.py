@@ -94,6 +94,11 @@ class TreeSession:
         if not self._closed:
             self._source.need(paths)
 
+    def held(self, parts: tuple[bytes, ...]) -> None:
+        """The Standby has these parts of files."""
+        if not self._closed:
+            self._source.queue(lambda worker: worker.parts.held(parts))
+
     async def close(self) -> None:
         """Ends the session."""
         if self._closed:

@@ -121,6 +121,12 @@ class TreeSource:
         assert self._executor is not None
         return await self._loop.run_in_executor(self._executor, work)
 
+    def queue(self, work: Callable[[TreeWorker], object]) -> None:
+        """Has the dataset's thread do this, in order; nothing where it is not open."""
+        worker, executor = self._made, self._executor
+        if worker is not None and executor is not None:
+            executor.submit(work, worker)
+
     async def close(self) -> None:
         """Stops capture."""
         if self._session is not None:
@@ -445,21 +451,16 @@ class TreeSource:
 
     def need(self, paths: tuple[bytes, ...]) -> None:
         """The Standby cannot use what it has of these."""
-        worker, executor = self._made, self._executor
-        if worker is not None and executor is not None:
-            executor.submit(worker.need, paths)
-            if self._session is not None:
-                self._session.rouse()
+        self.queue(lambda worker: worker.need(paths))
+        if self._session is not None:
+            self._session.rouse()
 
     def _flush_acks(self) -> None:
         self._ack_due = False
-        worker, session, executor = self._made, self._session, self._executor
-        if worker is None or session is None or executor is None:
-            return
-        sequence = self._acked
-        executor.submit(worker.acknowledge, sequence)
-        session.rouse()
-        self._moved.set()
+        if self._session is not None:
+            self.queue(partial(TreeWorker.acknowledge, sequence=self._acked))
+            self._session.rouse()
+            self._moved.set()
 
     # ---- barrier and operator
 

@@ -11,16 +11,19 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from ha_sync.capture.settle import Due
 from ha_sync.capture.tree.appending import Appending
 from ha_sync.capture.tree.comparing import Comparison
 from ha_sync.capture.tree.frames import FrameBuilder, frames_of, nothing
+from ha_sync.capture.tree.gathering import GROUP_CHANGES_MAX, Gathering
 from ha_sync.capture.tree.guard import MASS_MIN, RESTORED, Accepted, RootGuard, boot_id
 from ha_sync.capture.tree.journal import Journal
 from ha_sync.capture.tree.links import Links
 from ha_sync.capture.tree.losses import Losses
 from ha_sync.capture.tree.mailboxes import Mailboxes
+from ha_sync.capture.tree.parts import Parts
 from ha_sync.capture.tree.reading import Group, Item, Met, Reader
 from ha_sync.capture.tree.scan import Tally, Walk, Watch, differences
 from ha_sync.capture.tree.terms import Terms
@@ -33,8 +36,6 @@ from ha_sync.errors import HaSyncError
 from ha_sync.files.confine import Root, components
 from ha_sync.files.rules import Rules, unit_order
 
-GROUP_CHANGES_MAX = 2000
-GROUP_BYTES_MAX = 8 * 1024 * 1024
 PRODUCED_BYTES = 2 * FRAME_TARGET_BYTES  # by one call: handing frames over between threads costs too
 MISSING_MAX = 100_000  # missing paths kept until a scan ends; beyond it they are judged in portions
 BULK_COPY_MIN = 64 * 1024
@@ -74,6 +75,17 @@ class TreeWorker:
         self._accepted = Accepted.BEING_FOUND if os.path.exists(self._restored) else Accepted.NOTHING
         self._warnings = Warnings()
         self.terms = Terms(settings, self.catalogue)
+        self.parts = Parts(
+            self.catalogue,
+            self.appending.files,
+            self.terms,
+            root=self._rooted,
+            refuses=self._goes_whole,
+            may_copy=self._may_copy,
+        )
+        self._gathering = Gathering(
+            journal=self.journal, parts=self.parts, mailboxes=self._mailboxes, status_of=self._status
+        )
         self.abandoned = False  # another has taken over: nothing is written any more
 
     # ---- life
@@ -318,11 +330,7 @@ class TreeWorker:
         if not path:
             self.tally = tally
         else:
-            self.tally.skipped_special += tally.skipped_special
-            self.tally.too_long += tally.too_long
-            self.tally.unreadable += tally.unreadable
-            self.tally.unwatched += tally.unwatched
-            self.tally.objects += tally.objects
+            self.tally.add(tally)
 
     def _found(self, paths: tuple[bytes, ...], noticed: float) -> None:
         if noticed and len(self.journal.live) + len(paths) <= GROUP_CHANGES_MAX:
@@ -343,6 +351,7 @@ class TreeWorker:
         """A session begins."""
         self._drop_current()
         self.appending.files.clear()
+        self.parts.begin()
         self._directories.clear()
         journal = self.journal
         if resume:
@@ -360,6 +369,8 @@ class TreeWorker:
     def acknowledge(self, sequence: Sequence) -> None:
         """Everything up to ``sequence`` is durable on the Standby."""
         self.journal.acknowledge(sequence)
+        if self.journal.idle:
+            self.parts.all_landed()
         if self._distrusts and not self.journal.held and not self.catalogue.dirty(limit=1):
             self._trust()
 
@@ -449,10 +460,10 @@ class TreeWorker:
         self.root.forget()
         journal.hold()
         self.told.notices += journal.release()
-        if journal.live:
-            return self._live_group()
+        if journal.live and (items := self._gathering.live()):
+            return self._live_group(items)
         if paths := self.appending.take():
-            return self._append_group(paths)
+            return self._growth_group(lambda builder: self.appending.steps(self._rooted(), paths, builder))
         if journal.crowded:
             return None
         if bulk := journal.take_bulk(GROUP_CHANGES_MAX):
@@ -478,43 +489,22 @@ class TreeWorker:
         journal.flew(position.sequence, [])
         yield nothing(position, consistent=self._consistent(position.sequence))
 
-    def _live_group(self) -> Iterator[Frame]:
-        journal = self.journal
-        items: list[Item] = []
-        size = 0
-        for path, (sequence, noticed) in journal.live.items():
-            if self._is_enough(len(items), size) and not self._mailboxes.continues(items, path):
-                break
-            status = self._status(path)
-            items.append(Item(path=path, mark=sequence, noticed=noticed, status=status))
-            size += status.st_size if status is not None else 0
+    def _live_group(self, items: list[Item]) -> Iterator[Frame]:
         last = items[-1].mark
-        for item in items:
-            del journal.live[item.path]
         items = self._with_units(items)
-        journal.leave((item.path, item.mark) for item in items)
+        self.journal.leave((item.path, item.mark) for item in items)
         return self._group(items, last)
 
     def _bulk_group(self, taken: list[tuple[bytes, Sequence]]) -> Iterator[Frame]:
-        items: list[Item] = []
-        size = 0
-        for path, mark in taken:
-            if self._is_enough(len(items), size) and not self._mailboxes.continues(items, path):
-                self.journal.put_back(items[-1].mark, len(taken) - len(items))
-                break
-            status = self._status(path)
-            items.append(Item(path=path, mark=mark, status=status))
-            size += status.st_size if status is not None else 0
-        return self._group(self._with_units(items), self.journal.next_sequence(), copy_from_size=BULK_COPY_MIN)
+        if items := self._gathering.bulk(taken):
+            return self._group(self._with_units(items), self.journal.next_sequence(), copy_from_size=BULK_COPY_MIN)
+        path, _ = taken[0]
+        return self._growth_group(partial(self.parts.steps, path))
 
     def _with_units(self, items: list[Item]) -> list[Item]:
         items, waiting = self._mailboxes.units(self._rooted(), items)
         self.told.relocked += waiting
         return items
-
-    @staticmethod
-    def _is_enough(count: int, size: int) -> bool:
-        return count >= GROUP_CHANGES_MAX or size >= GROUP_BYTES_MAX
 
     def _status(self, path: bytes) -> os.stat_result | None:
         parent, _, name = path.rpartition(b"/")
@@ -536,7 +526,7 @@ class TreeWorker:
             may_copy=self._may_copy, falls=journal.falls, resend=journal.resend, met=self.met,
             leaves=lambda path: journal.leave(((path, sequence),)), sequence=sequence,
             copy_from_size=copy_from_size, whole=self._distrusts, keeps=self._settings.keeps_deleted,
-            racy_ns=self.terms.racy_ns, shifts=self.terms.is_storage,
+            racy_ns=self.terms.racy_ns, shifts=self.terms.is_storage, hashes_of=self.parts.take_hashes,
         )  # fmt: skip
         items.sort(key=_order)
         builder = FrameBuilder()
@@ -569,13 +559,14 @@ class TreeWorker:
                 for item in items:
                     journal.live.setdefault(item.path, (journal.next_sequence(), item.noticed))
 
-    def _append_group(self, paths: list[bytes]) -> Iterator[Frame]:
+    def _growth_group(self, steps_of: Callable[[FrameBuilder], Iterator[None]]) -> Iterator[Frame]:
         journal = self.journal
         sequence = journal.next_sequence()
         builder = FrameBuilder()
-        steps = self.appending.steps(self._rooted(), paths, builder)
         held: Frame | None = None
-        for frame in frames_of(builder, steps, journal.position(sequence), consistent=self._consistent(sequence)):
+        for frame in frames_of(
+            builder, steps_of(builder), journal.position(sequence), consistent=self._consistent(sequence)
+        ):
             if held is not None:
                 yield held
             held = frame
@@ -583,6 +574,9 @@ class TreeWorker:
             # Where nothing was appended the position moves by a frame without changes.
             journal.flew(sequence, [])
             yield held
+
+    def _goes_whole(self, path: bytes) -> bool:
+        return self._settings.mailboxes or path in self.journal.resend
 
     def _may_copy(self, path: bytes) -> bool:
         """Whether the Standby has this content under this name when the group that is being built arrives."""

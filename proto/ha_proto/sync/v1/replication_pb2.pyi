@@ -114,6 +114,7 @@ class Subscribe(_message.Message):
     NEED_FIELD_NUMBER: _builtins.int
     PROMISED_EPOCH_FIELD_NUMBER: _builtins.int
     BOOTED_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     cluster_id: _builtins.str
     node_id: _builtins.str
@@ -132,6 +133,10 @@ class Subscribe(_message.Message):
     def need(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """objects that the subscriber cannot use: send them whole"""
 
+    @_builtins.property
+    def held(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """of a tree, a HeldPart each: files that were sent in parts and are not whole here yet"""
+
     def __init__(
         self,
         *,
@@ -145,10 +150,11 @@ class Subscribe(_message.Message):
         need: _abc.Iterable[_builtins.bytes] | None = ...,
         promised_epoch: _builtins.int = ...,
         booted: _builtins.bool = ...,
+        held: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "booted", b"booted", "cluster_id", b"cluster_id", "dataset", b"dataset", "kind", b"kind", "need", b"need", "node_id", b"node_id", "promised_epoch", b"promised_epoch", "protocol", b"protocol", "served_epoch", b"served_epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "booted", b"booted", "cluster_id", b"cluster_id", "dataset", b"dataset", "held", b"held", "kind", b"kind", "need", b"need", "node_id", b"node_id", "promised_epoch", b"promised_epoch", "protocol", b"protocol", "served_epoch", b"served_epoch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -393,7 +399,8 @@ class TreeChange(_message.Message):
     bytes into the first of its `blocks`, and may end before the end of the last of them (then `more` is set and the next
     piece begins with the same block). `copy_from` and blocks not sent are resolved when the last piece is there.
     The pieces of one path follow one another; other changes may stand between them only in earlier or later groups.
-    DELETE and META carry no content. A GROW at offset 0 begins a new partial; one beyond the partial's end is asked anew.
+    DELETE and META carry no content. A GROW at offset 0 begins a new partial; one beyond the partial's end, or of another
+    version than the partial's, is asked anew.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -466,6 +473,7 @@ class TreeChange(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     MOVES_FIELD_NUMBER: _builtins.int
     UNIT_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     action: Global___TreeChange.Action.ValueType
     type: Global___TreeChange.Type.ValueType
     path: _builtins.bytes
@@ -492,6 +500,8 @@ class TreeChange(_message.Message):
     """GROW: where the bytes go in the partial; PUT: see above"""
     unit: _builtins.int
     """changes of one group with the same non-zero unit are published together (a mailbox)"""
+    version: _builtins.bytes
+    """GROW of a large file that is sent in parts: names its state; a promotion drops it, its PUT"""
     @_builtins.property
     def xattrs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Xattr]: ...
     @_builtins.property
@@ -529,14 +539,42 @@ class TreeChange(_message.Message):
         offset: _builtins.int = ...,
         moves: _abc.Iterable[Global___TreeMove] | None = ...,
         unit: _builtins.int = ...,
+        version: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "block_size", b"block_size", "blocks", b"blocks", "copy_from", b"copy_from", "gid", b"gid", "hash", b"hash", "link_target", b"link_target", "mode", b"mode", "more", b"more", "moves", b"moves", "mtime_ns", b"mtime_ns", "offset", b"offset", "path", b"path", "payload_bytes", b"payload_bytes", "size", b"size", "type", b"type", "uid", b"uid", "unit", b"unit", "xattrs", b"xattrs", "zero_blocks", b"zero_blocks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "block_size", b"block_size", "blocks", b"blocks", "copy_from", b"copy_from", "gid", b"gid", "hash", b"hash", "link_target", b"link_target", "mode", b"mode", "more", b"more", "moves", b"moves", "mtime_ns", b"mtime_ns", "offset", b"offset", "path", b"path", "payload_bytes", b"payload_bytes", "size", b"size", "type", b"type", "uid", b"uid", "unit", b"unit", "version", b"version", "xattrs", b"xattrs", "zero_blocks", b"zero_blocks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TreeChange: _TypeAlias = TreeChange  # noqa: Y015
+
+@_typing.final
+class HeldPart(_message.Message):
+    """What a Standby has of a file that was sent in parts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    path: _builtins.bytes
+    version: _builtins.bytes
+    size: _builtins.int
+    def __init__(
+        self,
+        *,
+        path: _builtins.bytes = ...,
+        version: _builtins.bytes = ...,
+        size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "size", b"size", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeldPart: _TypeAlias = HeldPart  # noqa: Y015
 
 @_typing.final
 class TreeMove(_message.Message):
