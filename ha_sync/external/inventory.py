@@ -8,6 +8,7 @@ only when the thread has come back. Sizes in bytes, seconds are monotonic.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from ha_sync.config import TreeSettings
 from ha_sync.files.mounts import Mount, mounted_at, table
-from ha_sync.files.places import MARKER, STAGE
+from ha_sync.files.places import MARKER, PARTIAL, STAGE
 
 DEADLINE_S = 2.0
 MARKER_MAX = 256
@@ -160,16 +161,12 @@ def touch(path: str) -> _Touched:
 def _staged(path: str) -> int:
     """What was received and not yet published takes the room of what is still to be sent, or goes."""
     found = 0
-    try:
-        with os.scandir(os.path.join(path, os.fsdecode(STAGE))) as entries:
+    for name in (STAGE, PARTIAL):
+        with contextlib.suppress(OSError), os.scandir(os.path.join(path, os.fsdecode(name))) as entries:
             for entry in entries:
-                try:
+                with contextlib.suppress(FileNotFoundError):  # published meanwhile
                     if entry.is_file(follow_symlinks=False):
                         found += entry.stat(follow_symlinks=False).st_blocks * BLOCK_BYTES
-                except FileNotFoundError:  # published meanwhile
-                    continue
-    except OSError:
-        pass
     return found
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ha_proto.sync.v1 import control_pb2 as pb
+from ha_sync.capture.tree.parts import PART_BYTES
 from ha_sync.sample.pair import LocalNode
 from tests.support.hanging_mount import HangingMount, cannot_hang
 from tests.support.storage_pair import STORAGE, StoragePair, cannot_mount, ended, sync, tree_of, until
@@ -56,7 +57,7 @@ def test_a_sync_is_paused_resumed_and_cancelled(slow: StoragePair) -> None:
     slow.a.command("storage", "pause", "usb0")
     assert going(slow.a).phase == "paused"
     # What is under way arrives; then nothing more.
-    until(lambda: slow.a.dataset("usb0").counts["sent_bytes"] == sent_after(slow.a), "it stands still")
+    until(lambda: sent_by(slow.a) == sent_after(slow.a), "it stands still")
     assert len([*there.rglob("d*/f*")]) < FILES
     slow.a.command("storage", "resume", "usb0")
     until(lambda: going(slow.a).phase != "paused", "it goes on")
@@ -75,7 +76,7 @@ def test_a_sync_is_paused_resumed_and_cancelled(slow: StoragePair) -> None:
 def sent_after(node: LocalNode) -> int:
     """What was sent a moment later."""
     time.sleep(0.5)
-    return node.dataset("usb0").counts["sent_bytes"]
+    return sent_by(node)
 
 
 @pytest.mark.parametrize("victim", ["a", "b"])
@@ -95,6 +96,44 @@ def test_a_killed_engine_goes_on_where_it_was(slow: StoragePair, victim: str) ->
     until(lambda: going(slow.a).state == "idle" and tree_of(there) == tree_of(here), "both are the same", timeout_s=90)
     told = ended(slow.a, "--verify")
     assert (told["differing"], told["unverified"]) == (0, 0)
+
+
+@pytest.mark.req("R31")
+@pytest.mark.parametrize("trouble", ["active killed", "standby killed", "standby pulled out"])
+def test_a_large_file_goes_on_where_it_was(tmp_path: Path, trouble: str) -> None:
+    """Of an archive that takes many seconds nothing goes twice but what was under way."""
+    with StoragePair(tmp_path, storage=SLOW, size_mib=128) as pair:
+        pair.mount()
+        pair.begin()
+        here, there = pair.places
+        size = 48 * 1024 * 1024 + 4711
+        (here / "archive").write_bytes(random.Random(trouble).randbytes(size))
+        sync(pair.a)
+        sent = 0
+        for seconds in (2.0, 1.3):
+            until(lambda: sent_by(pair.a) > 0, "it goes")
+            time.sleep(seconds)
+            assert not (there / "archive").exists()
+            if trouble == "active killed":
+                sent += sent_by(pair.a)
+                pair.a.kill()
+                pair.a.serve("active", 1)
+            elif trouble == "standby killed":
+                pair.b.kill()
+                pair.b.serve("standby", 1)
+            else:
+                pair.disks[1].unmount(there)
+                until(lambda: "nothing is mounted" in pair.b.dataset("usb0").reason, "it is seen")
+                pair.disks[1].mount(there)
+        until(
+            lambda: going(pair.a).state == "idle" and tree_of(there) == tree_of(here), "both are the same", timeout_s=90
+        )
+        sent += sent_by(pair.a)
+        assert size <= sent <= size + 2 * 2 * PART_BYTES, sent - size
+
+
+def sent_by(node: LocalNode) -> int:
+    return int(node.dataset("usb0").counts["sent_bytes"])
 
 
 @pytest.mark.parametrize("side", [0, 1], ids=["active", "standby"])

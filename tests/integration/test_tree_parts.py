@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import random
@@ -12,7 +13,7 @@ import pytest
 from ha_proto.sync.v1 import replication_pb2 as pb
 from ha_sync.capture.tree import TreeSource
 from ha_sync.capture.tree.parts import PART_BYTES
-from ha_sync.core.position import Epoch
+from ha_sync.core.position import Answer, Epoch
 from tests.support.tree_apply_pair import TreePair
 from tests.support.tree_capture_model import Pair, settings_of
 
@@ -213,6 +214,29 @@ async def test_however_often_either_side_breaks_nothing_goes_twice_beyond_a_part
         pair.assert_equal()
         # What was under way when it broke: a part that is read ahead, and what waits in the Standby's queue.
         assert pair.payload_bytes <= size + breaks * 2 * PART_BYTES, pair.payload_bytes - size
+
+
+@pytest.mark.req("R9", "R31")
+async def test_an_acknowledgement_that_a_crash_swallowed_costs_no_second_transfer(root, catalogue):
+    large(root / "large")
+    os.utime(root / "large", (1e9, 1e9))
+    pair = Pair(settings_of(root), catalogue)
+    await pair.source.open(Epoch(2))
+    await pair.connect()
+    await asyncio.sleep(0.05)
+    pair.acknowledging = False
+    await pair.until(lambda: b"large" in pair.model.things)
+    shutil.copytree(catalogue.parent, catalogue.parent.with_name("crashed"))
+    await pair.stop()
+    shutil.rmtree(catalogue.parent)
+    os.rename(catalogue.parent.with_name("crashed"), catalogue.parent)
+    sent = pair.model.payload_bytes
+    again = await Pair(settings_of(root), catalogue, model=pair.model).start()
+    await again.caught_up()
+    again.assert_equal()
+    assert again.answer is Answer.RESUME
+    assert again.model.payload_bytes - sent < MIB
+    await again.stop()
 
 
 @pytest.mark.req("R9", "R14")

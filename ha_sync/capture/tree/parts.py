@@ -27,6 +27,7 @@ from ha_sync.capture.tree.growth import GROW_RESTART_MAX, Growth
 from ha_sync.capture.tree.pieces import hashed
 from ha_sync.capture.tree.terms import Terms
 from ha_sync.catalogue.tree import TYPE_FILE, TreeCatalogue
+from ha_sync.core.position import Sequence
 from ha_sync.errors import HaSyncError
 from ha_sync.files.blocks import HASH_BYTES, block_size_for, whole_hash
 from ha_sync.files.confine import Root
@@ -37,6 +38,9 @@ PART_BYTES = 8 * 1024 * 1024
 VERSION_BYTES = 8
 KEY = "parts:"
 """Begins the catalogue's notes: the path in hex, and version, inode, size and times of what is sent so."""
+
+WHOLE = "@"
+"""Begins what is added to a note when the file itself was sent: its sequence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,12 +86,17 @@ class Parts:
         self._held: dict[bytes, tuple[bytes, int]] = {}  # what the Standby says: version and size
         self._whole: set[bytes] = set()  # was looked at, and goes whole
         self._read: dict[bytes, tuple[_State, bytes]] = {}  # block hashes of what was read and has not changed since
-        self._noted = {path_of_note(key) for key, _ in catalogue.values_with_prefix(KEY)}
+        self._noted = {path_of_note(key): False for key, _ in catalogue.values_with_prefix(KEY)}  # and whether for sure
+        self._applied: Sequence | None = None
 
     # ---- sessions
 
-    def begin(self) -> None:
-        """A session begins: of what is under way only that counts which the Standby says it holds."""
+    def begin(self, applied: Sequence | None) -> None:
+        """A session begins: of what is under way only that counts which the Standby says it holds.
+
+        ``applied`` is how far it has come in this journal; None: it is compared.
+        """
+        self._applied = applied
         self._held.clear()
         self._whole.clear()
         self._read.clear()
@@ -102,6 +111,11 @@ class Parts:
             self._held[part.path] = (part.version, part.size)
             # Known to be there in part, so that a deletion is sent too.
             self._growing[part.path] = Growth(0, version=part.version)
+
+    def whole(self, path: bytes, sequence: Sequence) -> None:
+        """The file itself has been sent, in the group of this sequence."""
+        if self._noted.get(path) and (note := self._catalogue.get(KEY + path.hex())) is not None:
+            self._catalogue.put(KEY + path.hex(), f"{note.partition(WHOLE)[0]}{WHOLE}{sequence}")
 
     def all_landed(self) -> None:
         """The Standby has everything: no note is needed any more."""
@@ -155,25 +169,32 @@ class Parts:
         finally:
             os.close(fd)
         state = _State.of(status)
-        if at - status.st_ctime_ns > self._terms.racy_ns:
+        sure = at - status.st_ctime_ns > self._terms.racy_ns
+        if sure:
             self._read[path] = (state, hashes)
-        version, size = self._held.pop(path, (b"", 0))
-        if version and self._catalogue.get(KEY + path.hex()) == state.note(version):
-            blocks = min(size, status.st_size) // step
-            growth = Growth(
-                status.st_ino, offset=blocks * step, hashes=bytearray(hashes[: blocks * HASH_BYTES]),
-                step=step, version=version,
-            )  # fmt: skip
-            self._growing[path] = growth
-            return growth
+        if known := self._known(path, state, hashes, step):
+            return known
         source = self._catalogue.path_with(whole_hash(hashes, status.st_size))
         if source is not None and source != path and self._may_copy(source):
             self._leave(path)
             return None
         version = os.urandom(VERSION_BYTES)
         self._catalogue.put(KEY + path.hex(), state.note(version))
-        self._noted.add(path)
+        self._noted[path] = sure
         growth = self._growing[path] = Growth(status.st_ino, step=step, version=version)
+        return growth
+
+    def _known(self, path: bytes, state: _State, hashes: bytes, step: int) -> Growth | None:
+        """What the Standby has of it from before; None: nothing, as far as is known."""
+        version, size = self._held.pop(path, (b"", 0))
+        note, _, sent = (self._catalogue.get(KEY + path.hex()) or "").partition(WHOLE)
+        if sent and self._applied is not None and int(sent) <= self._applied and note.endswith(state.note(b"")):
+            version, size = bytes.fromhex(note.partition(":")[0]), state.size  # a crash swallowed the acknowledgement
+        if not version or note != state.note(version):
+            return None
+        blocks = min(size, state.size) // step
+        there = bytearray(hashes[: blocks * HASH_BYTES])
+        growth = self._growing[path] = Growth(state.inode, blocks * step, there, step, version)
         return growth
 
     def steps(self, path: bytes, builder: FrameBuilder) -> Iterator[None]:

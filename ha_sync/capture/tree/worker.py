@@ -351,7 +351,7 @@ class TreeWorker:
         """A session begins."""
         self._drop_current()
         self.appending.files.clear()
-        self.parts.begin()
+        self.parts.begin(applied.sequence if resume else None)
         self._directories.clear()
         journal = self.journal
         if resume:
@@ -546,6 +546,8 @@ class TreeWorker:
                 held, sent = frame, True
             if sent:
                 journal.flew(sequence, group.outcomes)
+                for item in items:
+                    self.parts.whole(item.path, sequence)
             else:
                 journal.settle(group.outcomes)
             finished = True
