@@ -52,12 +52,15 @@ async def test_a_mounted_one_has_size_room_identity_and_source(mounted: Path) ->
     found.close()
 
 
-def test_what_is_staged_is_room_for_what_is_still_to_come(mounted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", [".ha-stage", ".ha-partial"])
+def test_what_is_staged_is_room_for_what_is_still_to_come(
+    mounted: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     free = os.statvfs(mounted)
     monkeypatch.setattr(os, "statvfs", lambda _: free)  # others write there too
     before = look_now(storage(mounted)).free_bytes
-    (mounted / ".ha-stage" / "removed").mkdir(parents=True)
-    staged = mounted / ".ha-stage" / "received"
+    (mounted / name / "removed").mkdir(parents=True)
+    staged = mounted / name / "received"
     staged.write_bytes(bytes(range(256)) * 4096)
     assert look_now(storage(mounted)).free_bytes == before + staged.stat().st_blocks * 512 > before
 
