@@ -51,6 +51,31 @@ async def test_what_was_sent_before_a_crash_is_distrusted_even_if_it_changes_aga
 
 
 @pytest.mark.req("R22")
+async def test_the_roots_time_goes_along_while_what_was_sent_before_a_crash_is_distrusted(root, catalogue):
+    pair = await Pair(settings_of(root), catalogue).start()
+    await pair.caught_up()
+    pair.acknowledging = False
+    (root / "f").write_text("x")
+    await pair.until(lambda: b"f" in pair.model.things)
+    await pair.stop()
+    again = Pair(settings_of(root), catalogue, model=pair.model)
+    again.acknowledging = False
+    await again.start()
+    await again.until(lambda: bool(again.unsent))
+    (root / "g").write_text("x")
+    await again.until(lambda: b"g" in again.model.things)
+    again.session.acknowledge(again.unsent[0])
+    # A stream that breaks now has the root's own change behind it, and not all that is distrusted.
+    await again.disconnect()
+    await again.connect()
+    assert again.source.worker._distrusts
+    (root / "h").write_text("x")
+    await again.until(lambda: b"h" in again.model.things)
+    again.assert_equal()
+    await again.stop()
+
+
+@pytest.mark.req("R22")
 async def test_a_directory_that_comes_back_after_a_crash_is_sent_with_all_it_holds(root, catalogue, tmp_path):
     (root / "d").mkdir()
     (root / "d" / "x").write_text("x")

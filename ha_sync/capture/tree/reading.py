@@ -194,7 +194,10 @@ class Group:
                 yield from self._parents(parent)
                 continue
             entry = known.get(parent)
-            stands = parent in self._reader.directories if entry is None else entry.type == TYPE_DIRECTORY
+            # The root stands there always, also for whoever distrusts what is noted.
+            stands = not parent or parent in self._reader.directories
+            if entry is not None:
+                stands = entry.type == TYPE_DIRECTORY
             if stands and stat.S_ISDIR(status.st_mode) and (entry is None or entry.mtime_ns != status.st_mtime_ns):
                 if self.builder.lacks_room(0):
                     yield
