@@ -26,6 +26,7 @@ def pair(tmp_path: Path) -> Iterator[LocalPair]:
     with LocalPair(str(tmp_path), small_toml) as made:
         furnish(made.a.place.root)
         made.start()
+        assert made.a.wait_replicated() == ()
         yield made
 
 

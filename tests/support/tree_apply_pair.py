@@ -13,7 +13,7 @@ from ha_sync.apply.tree import TreeSink
 from ha_sync.capture.tree import TreeSource
 from ha_sync.config import TreeSettings
 from ha_sync.core.frame import Frame
-from ha_sync.core.position import Answer, Epoch
+from ha_sync.core.position import Answer, Epoch, Position
 from tests.support.tree_apply_feed import settings, tree_of
 
 EPOCH = Epoch(4)
@@ -127,9 +127,9 @@ class TreePair:
             wanted = await self.source.settled()
         await self.until(lambda: self._has(wanted))
 
-    def _has(self, wanted: object) -> bool:
-        applied = self.sink.applied
-        return applied.resumes(wanted) and applied.sequence >= wanted.sequence  # type: ignore[arg-type, attr-defined]
+    def _has(self, wanted: Position) -> bool:
+        reached = self.source.report().acknowledged
+        return reached is not None and reached.resumes(wanted) and reached.sequence >= wanted.sequence
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(40):

@@ -9,8 +9,9 @@ Invariants
   known.
 - A group's position is above all earlier ones and below every unsent live change, so its acknowledgement covers
   everything noticed up to it, held paths and the *bulk* (the catalogue's dirty set) excepted.
-- What a session that broke had sent goes again as bulk, in groups with higher positions than before. Until all of it
-  was acknowledged, no acknowledgement counts for more than there was when the session broke (``covered``).
+- What a session that broke had sent goes again as bulk, in groups with higher positions than before, and so does what
+  leaves the live changes for the bulk. Until all of it was acknowledged, no acknowledgement counts for more than there
+  was then (``covered``).
 
 Live changes wait in memory, LIVE_MAX at the most; beyond that they join the bulk. Blocking; one thread.
 """
@@ -78,8 +79,8 @@ class Journal:
         self.bulk = 0  # paths in the catalogue's dirty set that were not handed out
         self.synced_at: Sequence | None = None  # from here on the Standby is consistent; None: a sync is going on
         self.peer_known = False
-        self._floor: Sequence | None = None  # acknowledged when a session broke that had sent more; None: none
-        self._broken_at = Sequence(0)  # the newest sequence then
+        self._floor: Sequence | None = None  # acknowledged when something was overtaken; None: nothing is
+        self._overtaken_at = Sequence(0)  # the newest sequence then
         self._again_at: Sequence | None = None  # with this one all that goes again was sent; None: not yet
 
     # ---- beginning
@@ -172,11 +173,15 @@ class Journal:
         with self._catalogue.transaction(durable=False):
             self.mark_bulk(self.live)
         self.live.clear()
+        self._overtaken()
 
     def defer(self, paths: Iterable[bytes]) -> None:
         """These live paths wait with the bulk: they are so large that everything else goes first."""
-        with self._catalogue.transaction(durable=False):
-            self.mark_bulk(path for path in paths if self.live.pop(path, None) is not None)
+        deferred = [path for path in paths if self.live.pop(path, None) is not None]
+        if deferred:
+            with self._catalogue.transaction(durable=False):
+                self.mark_bulk(deferred)
+            self._overtaken()
 
     def hold(self) -> None:
         """Live paths below a directory whose removal is in flight wait for its acknowledgement."""
@@ -343,20 +348,21 @@ class Journal:
         self.bulk = self._catalogue.dirty_count()
         self.release()
         if self.bulk or self.live:
-            self._goes_again()
+            self._overtaken()
 
-    def _goes_again(self) -> None:
+    def _overtaken(self) -> None:
+        """What was numbered goes under higher positions than those of what was numbered later."""
         if self._floor is None:
             self._floor = self.acknowledged
-        self._broken_at, self._again_at = Sequence(self._captured), None
+        self._overtaken_at, self._again_at = Sequence(self._captured), None
 
     def look_whether_all_went_again(self) -> None:
-        """What a broken session had sent counts as acknowledged when the groups that held it again are."""
+        """What was overtaken counts as acknowledged when the groups that hold it are."""
         if self._floor is None:
             return
         handed_out = self.synced_at is not None and not (self.bulk or self.held or self.building)
         if self._again_at is None and handed_out:
-            self._again_at = max(self._broken_at, self.sent)
+            self._again_at = max(self._overtaken_at, self.sent)
         if self._again_at is not None and self.acknowledged >= self._again_at:
             self._floor = None
 
@@ -391,7 +397,7 @@ class Journal:
         self._falling.clear()
         self._cursor = Sequence(self._captured)
         self.bulk = 0
-        self._goes_again()
+        self._overtaken()
         self.synced_at = None
         self.peer_known = True
         with self._catalogue.transaction(durable=False):
