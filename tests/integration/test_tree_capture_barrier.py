@@ -91,6 +91,27 @@ async def test_the_barrier_waits_for_all_that_a_session_that_broke_had_sent(root
         pair.assert_equal()
 
 
+@pytest.mark.req("R22", "R9")
+async def test_the_barrier_waits_for_a_large_file_that_everything_else_overtakes(root, catalogue):
+    async with Pair(settings_of(root), catalogue) as pair:
+        await pair.caught_up()
+        await pair.disconnect()
+        await pair.connect_by_hand()
+        (root / "large").write_bytes(os.urandom(3 * PART_BYTES))
+        target = await pair.source.settled()
+        (root / "small").write_bytes(b"x")
+        await pair.source.settled()
+        async with contextlib.aclosing(pair.session.frames()) as frames:
+            while b"large" not in pair.model.things:
+                reached = pair.source.report().acknowledged
+                assert reached is None or reached.sequence < target.sequence
+                if pair.model.take(await anext(frames)):
+                    pair.session.acknowledge(pair.model.applied)
+                    await pair.source.run(lambda: None)
+            assert b"small" in pair.model.things
+        await pair.until(lambda: pair.source.report().acknowledged.sequence >= target.sequence)
+
+
 @pytest.mark.req("R22")
 async def test_the_barrier_waits_for_what_was_taken_and_is_not_marked_yet(root, catalogue):
     (root / "f").write_text("x")
