@@ -90,7 +90,7 @@ class Disk:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun = 0
         self._answers: queue.Queue[OSError | None] = queue.Queue()
-        monkeypatch.setattr("ha_sync.apply.tree.applier.syncfs", self._sync)
+        monkeypatch.setattr("ha_sync.apply.tree.syncing.syncfs", self._sync)
 
     def _sync(self, _: int) -> None:
         self.begun += 1

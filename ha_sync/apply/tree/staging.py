@@ -84,6 +84,11 @@ class Batch:
         """Whether it must be committed before more is staged."""
         return len(self.steps) >= BATCH_STEPS_MAX or self.staged_bytes >= BATCH_BYTES_MAX
 
+    def staged_names(self, size: int) -> list[bytes]:
+        """Where, in the stage, files of at least ``size`` bytes stand."""
+        large = (step.source for step in self.steps if step.change.size >= size)
+        return [source.removeprefix(STAGE + b"/") for source in large if source.startswith(STAGE)]
+
 
 class Overlay:
     """The tree as the steps of the batch will leave it, above what is published."""
