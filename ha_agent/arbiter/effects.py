@@ -402,7 +402,11 @@ def hindrance(s: State, e: Any) -> Reason:
             return Reason.PEER_SILENT
         if not guards.peer_link_up(s, e):
             return Reason.PEER_LINK_DOWN
-        return Reason.BACKUP_RUNNING if not guards.no_backup(s, e) else Reason.PEER_NOT_READY
+        if not guards.no_backup(s, e):
+            return Reason.BACKUP_RUNNING
+        if not guards.epoch_settled(s, e):
+            return Reason.STORE_FAILED if s.store_failed else Reason.BUSY
+        return Reason.PEER_NOT_READY
     if s.phase not in {Phase.STARTING, Phase.STANDBY, Phase.FENCED}:
         return Reason.BUSY
     if not e.force:

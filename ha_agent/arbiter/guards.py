@@ -417,6 +417,11 @@ def no_backup(s: State, e: Any) -> bool:
     return e.force or s.engine is None or not s.engine.backup
 
 
+def epoch_settled(s: State, e: Any) -> bool:
+    """What is drained now is of the epoch that is offered: no higher one of mine is being stored; or it is forced."""
+    return no_raise_pending(s, e) or e.force
+
+
 def forcibly_fit(s: State, e: Any) -> bool:
     """Nothing contradicts, or only what may be forced."""
     return not s.contradictions or (e.force and policy.NEVER_FORCED.isdisjoint(s.contradictions))

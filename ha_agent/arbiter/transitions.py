@@ -297,6 +297,7 @@ TABLE: tuple[Row, ...] = (
             g.peer_link_up,
             g.data_may_be_lost,
             g.no_backup,
+            g.epoch_settled,
             g.forcibly_fit,
         ),
         to=Phase.QUIESCING,

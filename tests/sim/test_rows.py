@@ -207,6 +207,19 @@ def test_single_is_not_declared_while_an_epoch_is_being_stored() -> None:
     assert row(after(s, ev.SingleDeclared)) == "single-refused"
 
 
+@pytest.mark.req("R6")
+@pytest.mark.parametrize(("store_failed", "reason"), [(False, Reason.BUSY), (True, Reason.STORE_FAILED)])
+def test_a_planned_switch_waits_for_an_epoch_that_is_being_stored(store_failed: bool, reason: Reason) -> None:
+    """What is drained would be of the old one, and the peer's positions not equal to those of the new one."""
+    s = node(Phase.ACTIVE, book=SERVING)
+    assert row(after(s, ev.SwitchRequested)) == "switch"
+    s.book, s.store_failed = RAISING, store_failed
+    refused = after(s, ev.SwitchRequested)
+    assert row(refused) == "switch-refused"
+    assert [one.reason for one in refused[1] if isinstance(one, act.Refused)] == [reason]
+    assert row(after(s, ev.SwitchRequested, force=True)) == "switch"
+
+
 # -- switches by themselves ---------------------------------------------
 
 UNREADY = beat(ready=False, reasons=(Reason.BEHIND,))
