@@ -127,6 +127,8 @@ def _merge(s: State, beat: Beat) -> None:
         for told in beat.switches:
             if told.epoch not in known:
                 note_switch(s, told.epoch, s.now - told.at)
+                # It served since I did, although none of its beats of then came through.
+                s.peer_held = s.peer_held or told.epoch > s.book.served
     if beat.maintenance_serial > s.maintenance_serial:
         s.maintenance_serial = beat.maintenance_serial
         s.maintenance_until = s.now + beat.maintenance_left_s

@@ -207,6 +207,17 @@ def test_single_is_not_declared_while_an_epoch_is_being_stored() -> None:
     assert row(after(s, ev.SingleDeclared)) == "single-refused"
 
 
+@pytest.mark.req("R13")
+@pytest.mark.parametrize(("epoch", "served"), [(3, False), (5, True)])
+def test_a_switch_that_the_peer_tells_of_says_that_it_served_though_no_beat_of_then_came(
+    epoch: int, served: bool
+) -> None:
+    """Else the election that brings the role back counts for no switch, and the pair goes on switching."""
+    s = node(Phase.FENCED, book=replace(BOOK, promised=Epoch(5), served=Epoch(4)))
+    s, _ = hears(s, beat(phase=Phase.FENCED, switches=(Switched(epoch=Epoch(epoch), at=8.0),)))
+    assert s.peer_held is served
+
+
 @pytest.mark.req("R6")
 @pytest.mark.parametrize(("store_failed", "reason"), [(False, Reason.BUSY), (True, Reason.STORE_FAILED)])
 def test_a_planned_switch_waits_for_an_epoch_that_is_being_stored(store_failed: bool, reason: Reason) -> None:
