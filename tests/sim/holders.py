@@ -87,12 +87,14 @@ class Holders:
         newer = newest.agent
         if newer is not None and newest.peer.resumed_at >= newest.world_time(newer.probe_clear):
             return "paused"  # it went on after the other one had looked
-        if older is None or newer is None or world.now - self.parted_at > PARTED_RECENTLY_S:
+        if newer is None or world.now - self.parted_at > PARTED_RECENTLY_S:
             return ""
         if newer.cause is Cause.FORCED:
             return "forced"
         if self._filtered(newest):
             return "filtered"
+        if older is None:
+            return ""  # its agent has died, but what it had still holds
         if older.phase is Phase.ACTIVE and older.now - older.since <= INSTANT_S:
             return "instant"
         alone = older.stored.single or not policy.gateway_usable(older) or not policy.gateway_usable(newer)
