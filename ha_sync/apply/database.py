@@ -48,9 +48,9 @@ class DatabaseSink:
         """What is durable here."""
         return self._inner.applied
 
-    async def held(self) -> tuple[bytes, ...]:
+    async def partials(self) -> tuple[bytes, ...]:
         """As the way of capture says."""
-        return await self._inner.held()
+        return await self._inner.partials()
 
     async def begin(self, answer: Answer, method: str) -> None:
         """Changes the way where the Active did."""

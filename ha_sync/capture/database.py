@@ -218,8 +218,8 @@ class _Session:
         if not self.changed:
             self._inner.need(paths)
 
-    def held(self, parts: tuple[bytes, ...]) -> None:
-        self._inner.held(parts)
+    def partials(self, partials: tuple[bytes, ...]) -> None:
+        self._inner.partials(partials)
 
     async def close(self) -> None:
         await self._inner.close()

@@ -100,8 +100,8 @@ class Session(Protocol):
     def need(self, paths: tuple[bytes, ...]) -> None:
         """The Standby cannot use or has lost these objects: forget what it has of them and send them whole."""
 
-    def held(self, parts: tuple[bytes, ...]) -> None:
-        """The Standby has these parts of objects, as its sink said: before anything is sent."""
+    def partials(self, partials: tuple[bytes, ...]) -> None:
+        """The Standby has these, as its sink said: before anything is sent."""
 
     async def close(self) -> None:
         """Ends the session; what was sent and not acknowledged will be sent again to the next one."""
@@ -148,7 +148,7 @@ class Sink(Protocol):
     def applied(self) -> Position:
         """What is durable here."""
 
-    async def held(self) -> tuple[bytes, ...]:
+    async def partials(self) -> tuple[bytes, ...]:
         """What came in parts and is not whole here, so that no part of it need come twice; empty for most kinds."""
 
     async def begin(self, answer: Answer, method: str) -> None:

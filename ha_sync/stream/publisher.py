@@ -78,8 +78,8 @@ class Publisher:
         try:
             if subscribe.need:
                 session.need(tuple(subscribe.need))
-            if subscribe.held:
-                session.held(tuple(subscribe.held))
+            if subscribe.partials:
+                session.partials(tuple(subscribe.partials))
             answer = AnswerMessage(answer=session.answer, epoch=self._epoch, method=session.method)
             await self._write(encode_answer(answer))
             if session.answer is Answer.COMPARE:

@@ -185,8 +185,8 @@ class Subscriber:
         self._events.failed.clear()
         async with self._dial() as call:
             # Asked first: what becomes whole meanwhile is applied, which is said then.
-            held = await self._sink.held()
-            await call.write(self._subscribe(held))
+            partials = await self._sink.partials()
+            await call.write(self._subscribe(partials))
             answer = await self._answer(call)
             await self._sink.begin(answer.answer, answer.method)
             if answer.answer is Answer.COMPARE:
@@ -198,7 +198,7 @@ class Subscriber:
             )
             return await stream.run()
 
-    def _subscribe(self, held: tuple[bytes, ...]) -> bytes:
+    def _subscribe(self, partials: tuple[bytes, ...]) -> bytes:
         message = pb.SubscriberMessage(
             subscribe=pb.Subscribe(
                 protocol=PROTOCOL,
@@ -210,7 +210,7 @@ class Subscriber:
                 promised_epoch=self._epochs.promised,
                 applied=position_to_wire(self._sink.applied),
                 need=self._events.take_needs(),
-                held=held,
+                partials=partials,
                 booted=self._subscription.dataset in self._booted,
             )
         )

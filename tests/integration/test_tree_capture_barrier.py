@@ -13,17 +13,6 @@ from ha_sync.capture.tree.parts import PART_BYTES
 from tests.support.tree_capture_model import Pair, settings_of
 
 
-@pytest.fixture
-def root(tmp_path):
-    (tmp_path / "tree").mkdir()
-    return tmp_path / "tree"
-
-
-@pytest.fixture
-def catalogue(tmp_path):
-    return tmp_path / "state" / "catalogue.db"
-
-
 @pytest.mark.req("R21")
 async def test_the_barrier_covers_what_was_appended_to_an_open_recording(root, catalogue):
     async with Pair(settings_of(root, growing=True), catalogue) as pair:

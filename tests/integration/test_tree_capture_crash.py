@@ -14,32 +14,27 @@ from ha_sync.core.position import Answer
 from tests.support.tree_capture_model import Pair, settings_of
 
 
-@pytest.fixture
-def root(tmp_path):
-    (tmp_path / "tree").mkdir()
-    return tmp_path / "tree"
-
-
-@pytest.fixture
-def catalogue(tmp_path):
-    return tmp_path / "state" / "catalogue.db"
-
-
 async def old_enough(path: str) -> None:
     """Until the file's ctime proves that it is unchanged."""
     while time.clock_gettime_ns(time.CLOCK_REALTIME) - os.stat(path).st_ctime_ns <= RACY_NS:
         await asyncio.sleep(0.005)
 
 
-@pytest.mark.req("R22")
-async def test_what_was_sent_before_a_crash_is_distrusted_even_if_it_changes_again(root, catalogue):
+async def sent_and_not_acknowledged(root, catalogue):
+    """The Standby, which has the file ``f``; the Active's catalogue does not tell of it."""
     pair = await Pair(settings_of(root), catalogue).start()
     await pair.caught_up()
     pair.acknowledging = False
     (root / "f").write_text("x")
     await pair.until(lambda: b"f" in pair.model.things)
     await pair.stop()
-    again = await Pair(settings_of(root), catalogue, model=pair.model).start()
+    return pair.model
+
+
+@pytest.mark.req("R22")
+async def test_what_was_sent_before_a_crash_is_distrusted_even_if_it_changes_again(root, catalogue):
+    model = await sent_and_not_acknowledged(root, catalogue)
+    again = await Pair(settings_of(root), catalogue, model=model).start()
     assert again.answer is Answer.RESUME
     # Noticed before the first group is read, so the path has a newer sequence than it left with.
     (root / "f").unlink()
@@ -52,13 +47,8 @@ async def test_what_was_sent_before_a_crash_is_distrusted_even_if_it_changes_aga
 
 @pytest.mark.req("R22")
 async def test_the_roots_time_goes_along_while_what_was_sent_before_a_crash_is_distrusted(root, catalogue):
-    pair = await Pair(settings_of(root), catalogue).start()
-    await pair.caught_up()
-    pair.acknowledging = False
-    (root / "f").write_text("x")
-    await pair.until(lambda: b"f" in pair.model.things)
-    await pair.stop()
-    again = Pair(settings_of(root), catalogue, model=pair.model)
+    model = await sent_and_not_acknowledged(root, catalogue)
+    again = Pair(settings_of(root), catalogue, model=model)
     again.acknowledging = False
     await again.start()
     await again.until(lambda: bool(again.unsent))

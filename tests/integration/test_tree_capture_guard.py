@@ -13,19 +13,9 @@ from ha_sync.capture.settle import Due
 from ha_sync.capture.tree import reading
 from ha_sync.catalogue.tree import TreeCatalogue
 from ha_sync.core.dataset import DatasetState
+from ha_sync.core.position import Epoch
 from ha_sync.errors import OperatorNeeded
 from tests.support.tree_capture_model import Pair, settings_of
-
-
-@pytest.fixture
-def root(tmp_path):
-    (tmp_path / "tree").mkdir()
-    return tmp_path / "tree"
-
-
-@pytest.fixture
-def catalogue(tmp_path):
-    return tmp_path / "state" / "catalogue.db"
 
 
 async def test_a_tree_that_was_emptied_halts_and_nothing_is_deleted_until_an_operator_says_so(root, catalogue):
@@ -246,7 +236,11 @@ async def test_a_tree_that_was_there_and_is_not_when_the_engine_starts_is_a_faul
     await pair.caught_up()
     await pair.stop()
     os.rename(root, tmp_path / "away")
-    again = await Pair(settings_of(root), catalogue, model=pair.model).start()
+    again = Pair(settings_of(root), catalogue, model=pair.model)
+    await again.source.open(Epoch(2))
+    # Nothing is said of it before it was looked for: each start would be an alarm.
+    assert again.source.report().state is DatasetState.STARTING
+    await again.connect()
     await again.until(lambda: again.source.report().state is DatasetState.FAILED)
     assert "is its filesystem mounted?" in again.source.report().reason
     assert b"f" in again.model.things

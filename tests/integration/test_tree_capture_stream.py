@@ -22,17 +22,6 @@ C = pb.TreeChange
 BLOCK = 128 * 1024
 
 
-@pytest.fixture
-def root(tmp_path):
-    (tmp_path / "tree").mkdir()
-    return tmp_path / "tree"
-
-
-@pytest.fixture
-def catalogue(tmp_path):
-    return tmp_path / "state" / "catalogue.db"
-
-
 def run(script: str, *arguments: object) -> None:
     """As another process."""
     subprocess.run([sys.executable, "-c", script, *map(str, arguments)], check=True)

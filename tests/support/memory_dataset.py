@@ -22,7 +22,7 @@ class MemorySource:
         self.frames_per_group = frames_per_group
         self.acknowledged = NOWHERE
         self.needed: list[bytes] = []
-        self.held: list[bytes] = []
+        self.partials: list[bytes] = []
         self.inventories: list[list[bytes]] = []
         self.more = asyncio.Condition()
         self.sessions = 0
@@ -97,8 +97,8 @@ class MemorySession:
     def need(self, paths: tuple[bytes, ...]) -> None:
         self._source.needed.extend(paths)
 
-    def held(self, parts: tuple[bytes, ...]) -> None:
-        self._source.held.extend(parts)
+    def partials(self, partials: tuple[bytes, ...]) -> None:
+        self._source.partials.extend(partials)
 
     async def close(self) -> None:
         self.closed = True
@@ -112,7 +112,7 @@ class MemorySink:
         self.content: list[bytes] = []
         self.group: list[bytes] = []
         self.begun: list[tuple[Answer, str]] = []
-        self.parts: tuple[bytes, ...] = ()
+        self.told: tuple[bytes, ...] = ()
         self.fail_next: Exception | None = None
         self.slow = asyncio.Event()
         self.slow.set()
@@ -125,8 +125,8 @@ class MemorySink:
     async def open(self, epoch: Epoch, *, active_at: str) -> None:
         raise AssertionError((epoch, active_at))
 
-    async def held(self) -> tuple[bytes, ...]:
-        return self.parts
+    async def partials(self) -> tuple[bytes, ...]:
+        return self.told
 
     async def begin(self, answer: Answer, method: str) -> None:
         self.begun.append((answer, method))

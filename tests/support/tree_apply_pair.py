@@ -88,10 +88,10 @@ class TreePair:
         self.sink.on_durable(lambda position: session.acknowledge(position) if session else None)
         while True:
             failed.clear()
-            held = await self.sink.held()
+            partials = await self.sink.partials()
             session = await self.source.subscribe(self.sink.applied)
             try:
-                session.held(held)
+                session.partials(partials)
                 self.answers.append(session.answer)
                 await self.sink.begin(session.answer, session.method)
                 if session.answer is Answer.COMPARE:

@@ -162,10 +162,10 @@ class Model:
         self.things[change.path] = _thing(change, content)
         self.partials.pop(change.path, None)
 
-    def held(self) -> tuple[bytes, ...]:
+    def told_partials(self) -> tuple[bytes, ...]:
         """As a sink says it."""
         return tuple(
-            pb.HeldPart(path=path, version=self.versions[path], size=len(partial)).SerializeToString()
+            pb.Partial(path=path, version=self.versions[path], size=len(partial)).SerializeToString()
             for path, partial in self.partials.items()
             if self.versions[path]
         )
@@ -285,7 +285,7 @@ class Pair:
         """The caller takes the frames."""
         self.session = await self.source.subscribe(self.model.applied)
         self.answer = self.session.answer
-        self.session.held(self.model.held())
+        self.session.partials(self.model.told_partials())
         if self.answer is Answer.COMPARE:
             await self.session.compare(_chunks(self.model.inventory()))
 

@@ -135,6 +135,16 @@ async def test_what_the_sink_needs_is_asked_for_while_connected_and_again_when_s
                 await asyncio.sleep(0)
 
 
+@pytest.mark.req("R9", "R15")
+async def test_the_partials_of_the_sink_are_told_when_it_subscribes():
+    source, sink = MemorySource(), MemorySink()
+    sink.told = (b"of one file", b"of another")
+    async with Wire(source).feeding(sink):
+        await source.write(b"x")
+        await sink.until(1)
+    assert source.partials == [b"of one file", b"of another"]
+
+
 @pytest.mark.req("R22")
 async def test_a_group_that_cannot_be_made_durable_later_restarts_the_stream():
     source, sink = MemorySource(), MemorySink()

@@ -130,8 +130,8 @@ class PagesSink:
         """Nowhere while the file is not known to be what was published: a compare is small and mends it."""
         return self._ledger.position if self._ledger.published is not None and self._trusted else NOWHERE
 
-    async def held(self) -> tuple[bytes, ...]:
-        """A copy is never held in part."""
+    async def partials(self) -> tuple[bytes, ...]:
+        """A copy comes whole or not at all."""
         return ()
 
     async def begin(self, answer: Answer, method: str) -> None:  # noqa: ARG002 - one method

@@ -86,8 +86,8 @@ class RowsSink(Sink):
         """What is durable here."""
         return self._applied
 
-    async def held(self) -> tuple[bytes, ...]:
-        """Rows are never held in part."""
+    async def partials(self) -> tuple[bytes, ...]:
+        """Rows have none."""
         return ()
 
     async def begin(self, answer: Answer, method: str) -> None:

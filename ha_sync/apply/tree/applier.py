@@ -155,6 +155,11 @@ class Applier:
 
     # ---- opening
 
+    @property
+    def may_begin(self) -> bool:
+        """Whether the tree may be made ready before a stream begins: nothing is written to a storage until then."""
+        return self.settings.storage is None or self.applied != NOWHERE
+
     def ready(self, *, now: float) -> Tree:
         """The tree, after what a crash left half done was finished. Raises OperatorNeeded, or OSError."""
         if self.tree is not None and not is_same(self.tree.root):
@@ -276,12 +281,10 @@ class Applier:
 
     # ---- taking frames
 
-    def held(self, *, now: float) -> list[pb.HeldPart]:
+    def partials(self, *, now: float) -> list[pb.Partial]:
         """What came in parts and is not whole here; all of it, whether it is durable yet or not."""
-        if self.settings.storage is not None and self.applied == NOWHERE:
-            return []  # nothing is written to a storage before its first sync
-        partials = self.ready(now=now).partials
-        return [pb.HeldPart(path=each.path, version=each.version, size=each.size) for each in partials.held()]
+        found = self.ready(now=now).partials.in_parts() if self.may_begin else []
+        return [pb.Partial(path=each.path, version=each.version, size=each.size) for each in found]
 
     def begin(self, *, comparing: bool, now: float) -> None:
         """A stream (re)starts."""

@@ -283,7 +283,7 @@ class Partials:
         """Of all of them."""
         return sorted(self._live)
 
-    def held(self) -> list[Partial]:
+    def in_parts(self) -> list[Partial]:
         """Those that come in parts."""
         return [partial for partial in self._live.values() if partial.version]
 

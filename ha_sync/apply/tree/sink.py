@@ -25,7 +25,7 @@ from ha_sync.apply.tree.survey import Survey
 from ha_sync.config import TreeSettings
 from ha_sync.core.dataset import DatasetReport, DatasetState, Finished, Report
 from ha_sync.core.frame import Frame
-from ha_sync.core.position import NOWHERE, Answer, Epoch, Position
+from ha_sync.core.position import Answer, Epoch, Position
 from ha_sync.errors import Fenced, HaSyncError, OperatorNeeded, ProtocolFault, Retryable
 
 QUEUE_BYTES_MAX = 16 * 1024 * 1024
@@ -173,8 +173,7 @@ class TreeSink:
         )
         self._state, self._reason = DatasetState.WAITING, "no stream yet"
         try:
-            # Nothing is written to a storage before its first sync.
-            if self._settings.storage is None or self._applier.applied != NOWHERE:
+            if self._applier.may_begin:
                 await self._run(lambda: self._parts[0].ready(now=time.monotonic()))
         except (HaSyncError, OSError, sqlite3.Error) as error:
             self._show(as_remedy(error, self._settings.path))
@@ -243,12 +242,12 @@ class TreeSink:
         """See Sink."""
         return self._parts[0].applied
 
-    async def held(self) -> tuple[bytes, ...]:
-        """See Sink: a ``HeldPart`` each. A tree that cannot be used has nothing; why is said when the stream begins."""
+    async def partials(self) -> tuple[bytes, ...]:
+        """See Sink: a ``Partial`` each. A tree that cannot be used has nothing; why is said when the stream begins."""
         applier, _ = self._parts
         with contextlib.suppress(HaSyncError, OSError, sqlite3.Error):
-            held = await self._run(lambda: applier.held(now=time.monotonic()))
-            return tuple(part.SerializeToString() for part in held)
+            partials = await self._run(lambda: applier.partials(now=time.monotonic()))
+            return tuple(partial.SerializeToString() for partial in partials)
         return ()
 
     async def begin(self, answer: Answer, method: str) -> None:

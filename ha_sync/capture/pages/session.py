@@ -100,8 +100,8 @@ class PagesSession:
         self._whole_again = True
         self._interrupt.set()
 
-    def held(self, parts: tuple[bytes, ...]) -> None:
-        """A copy is never held in part."""
+    def partials(self, partials: tuple[bytes, ...]) -> None:
+        """The Standby of a copy has none."""
 
     async def close(self) -> None:
         """Ends ``frames``."""

@@ -148,8 +148,8 @@ class RowsSession(Session):
         if not self._closed:
             self._source.send_whole(paths)
 
-    def held(self, parts: tuple[bytes, ...]) -> None:
-        """Rows are never held in part."""
+    def partials(self, partials: tuple[bytes, ...]) -> None:
+        """The Standby of rows has none."""
 
     async def close(self) -> None:
         """Ends the session."""

@@ -32,14 +32,16 @@ class Gathering:
         large: list[bytes] = []
         size = 0
         for path, (sequence, noticed) in journal.live.items():
-            if self._is_enough(items, size, path):
+            # Without an item the bulk would go next, above the positions of what is still live.
+            if items and self._is_enough(items, size, path):
                 break
             status = self.status_of(path)
+            # A large file was read for its hash: that counts too, or many of them would hold up what can go now.
+            size += status.st_size if status is not None else 0
             if self.parts.wants(path, status):
                 large.append(path)
-                continue
-            items.append(Item(path=path, mark=sequence, noticed=noticed, status=status))
-            size += status.st_size if status is not None else 0
+            else:
+                items.append(Item(path=path, mark=sequence, noticed=noticed, status=status))
         journal.defer(large)
         for item in items:
             del journal.live[item.path]

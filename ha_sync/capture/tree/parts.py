@@ -17,7 +17,7 @@ import contextlib
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from ha_proto.sync.v1 import replication_pb2 as pb
@@ -83,39 +83,44 @@ class Parts:
         self._root = root
         self._refuses = refuses
         self._may_copy = may_copy
-        self._held: dict[bytes, tuple[bytes, int]] = {}  # what the Standby says: version and size
+        self._there: dict[bytes, tuple[bytes, int]] = {}  # what the Standby says: version and size
         self._whole: set[bytes] = set()  # was looked at, and goes whole
         self._read: dict[bytes, tuple[_State, bytes]] = {}  # block hashes of what was read and has not changed since
-        self._noted = {path_of_note(key): False for key, _ in catalogue.values_with_prefix(KEY)}  # and whether for sure
+        notes = catalogue.values_with_prefix(KEY)
+        # Whether the times in the note prove that the file is unchanged; of an earlier run's nobody knows.
+        self._noted = {bytes.fromhex(key.removeprefix(KEY)): False for key, _ in notes}
         self._applied: Sequence | None = None
 
     # ---- sessions
 
     def begin(self, applied: Sequence | None) -> None:
-        """A session begins: of what is under way only that counts which the Standby says it holds.
+        """A session begins: of what is under way only that counts which the Standby says it has.
 
         ``applied`` is how far it has come in this journal; None: it is compared.
         """
         self._applied = applied
-        self._held.clear()
+        self._there.clear()
         self._whole.clear()
         self._read.clear()
 
-    def held(self, parts: tuple[bytes, ...]) -> None:
-        """What the Standby holds, before anything is sent: a ``HeldPart`` each."""
-        for data in parts:
-            part = pb.HeldPart.FromString(data)
-            note = self._catalogue.get(KEY + part.path.hex())
-            if note is None or not part.version or note.partition(":")[0] != part.version.hex():
+    def standby_has(self, partials: tuple[bytes, ...]) -> None:
+        """What the Standby said when it came, before anything is sent: a ``Partial`` each."""
+        for data in partials:
+            partial = pb.Partial.FromString(data)
+            note = self._catalogue.get(KEY + partial.path.hex())
+            if note is None or not partial.version or note.partition(":")[0] != partial.version.hex():
                 continue
-            self._held[part.path] = (part.version, part.size)
+            self._there[partial.path] = (partial.version, partial.size)
             # Known to be there in part, so that a deletion is sent too.
-            self._growing[part.path] = Growth(0, version=part.version)
+            self._growing[partial.path] = Growth(0, version=partial.version)
 
-    def whole(self, path: bytes, sequence: Sequence) -> None:
-        """The file itself has been sent, in the group of this sequence."""
-        if self._noted.get(path) and (note := self._catalogue.get(KEY + path.hex())) is not None:
-            self._catalogue.put(KEY + path.hex(), f"{note.partition(WHOLE)[0]}{WHOLE}{sequence}")
+    def whole(self, paths: Iterable[bytes], sequence: Sequence) -> None:
+        """The files themselves have been sent, in the group of this sequence."""
+        if not self._noted:
+            return  # as nearly always
+        for path in paths:
+            if self._noted.get(path) and (note := self._catalogue.get(KEY + path.hex())) is not None:
+                self._catalogue.put(KEY + path.hex(), f"{note.partition(WHOLE)[0]}{WHOLE}{sequence}")
 
     def all_landed(self) -> None:
         """The Standby has everything: no note is needed any more."""
@@ -186,7 +191,7 @@ class Parts:
 
     def _known(self, path: bytes, state: _State, hashes: bytes, step: int) -> Growth | None:
         """What the Standby has of it from before; None: nothing, as far as is known."""
-        version, size = self._held.pop(path, (b"", 0))
+        version, size = self._there.pop(path, (b"", 0))
         note, _, sent = (self._catalogue.get(KEY + path.hex()) or "").partition(WHOLE)
         if sent and self._applied is not None and int(sent) <= self._applied and note.endswith(state.note(b"")):
             version, size = bytes.fromhex(note.partition(":")[0]), state.size  # a crash swallowed the acknowledgement
@@ -217,8 +222,3 @@ class Parts:
         """Block hashes of the file, if it was read here and is still the same; empty: it must be read."""
         state, hashes = self._read.pop(path, (None, b""))
         return hashes if state == _State.of(status) else b""
-
-
-def path_of_note(key: str) -> bytes:
-    """The path of a note in the catalogue."""
-    return bytes.fromhex(key.removeprefix(KEY))

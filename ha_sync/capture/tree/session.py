@@ -94,10 +94,10 @@ class TreeSession:
         if not self._closed:
             self._source.need(paths)
 
-    def held(self, parts: tuple[bytes, ...]) -> None:
-        """The Standby has these parts of files."""
+    def partials(self, partials: tuple[bytes, ...]) -> None:
+        """The Standby has these of files that go in parts."""
         if not self._closed:
-            self._source.queue(lambda worker: worker.parts.held(parts))
+            self._source.queue(lambda worker: worker.parts.standby_has(partials))
 
     async def close(self) -> None:
         """Ends the session."""

@@ -574,7 +574,7 @@ class TreeSource:
             return DatasetReport(state=DatasetState.STARTING, position=NOWHERE)
         state, reason = state_of(
             worker, self._settings.path, failed=self._failed, started=self._started.is_set(),
-            served=self._session is not None, polling=self._polling,
+            served=self._session is not None, absent=self._absent, polling=self._polling,
         )  # fmt: skip
         journal, tally = worker.journal, worker.tally
         watches = self._watcher.count if self._watcher is not None else 0

@@ -7,15 +7,20 @@ from ha_sync.core.dataset import DatasetState
 
 
 def state_of(
-    worker: TreeWorker, path: str, *, failed: str, started: bool, served: bool, polling: bool
+    worker: TreeWorker, path: str, *, failed: str, started: bool, served: bool, absent: bool, polling: bool
 ) -> tuple[DatasetState, str]:
-    """``started``: the whole tree was scanned once; ``served``: a Standby is there."""
+    """``started``: the whole tree was scanned once; ``served``: a Standby is there.
+
+    ``absent``: the root was looked for in vain.
+    """
     if worker.halted:
         return DatasetState.HALTED, worker.halted
     if failed:
         return DatasetState.FAILED, failed
     if refusal := worker.terms.refusal:
         return DatasetState.WAITING, refusal
+    if worker.root is None and not absent:
+        return DatasetState.STARTING, "looks for its root"
     if worker.root is None:
         if worker.terms.known:
             return DatasetState.FAILED, f"{path} does not exist any more: is its filesystem mounted?"

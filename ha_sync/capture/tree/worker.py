@@ -546,8 +546,7 @@ class TreeWorker:
                 held, sent = frame, True
             if sent:
                 journal.flew(sequence, group.outcomes)
-                for item in items:
-                    self.parts.whole(item.path, sequence)
+                self.parts.whole((item.path for item in items), sequence)
             else:
                 journal.settle(group.outcomes)
             finished = True

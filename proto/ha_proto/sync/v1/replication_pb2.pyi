@@ -114,7 +114,7 @@ class Subscribe(_message.Message):
     NEED_FIELD_NUMBER: _builtins.int
     PROMISED_EPOCH_FIELD_NUMBER: _builtins.int
     BOOTED_FIELD_NUMBER: _builtins.int
-    HELD_FIELD_NUMBER: _builtins.int
+    PARTIALS_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     cluster_id: _builtins.str
     node_id: _builtins.str
@@ -134,8 +134,8 @@ class Subscribe(_message.Message):
         """objects that the subscriber cannot use: send them whole"""
 
     @_builtins.property
-    def held(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """of a tree, a HeldPart each: files that were sent in parts and are not whole here yet"""
+    def partials(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """of a tree, a Partial each: files that come in parts and are not whole there yet"""
 
     def __init__(
         self,
@@ -150,11 +150,11 @@ class Subscribe(_message.Message):
         need: _abc.Iterable[_builtins.bytes] | None = ...,
         promised_epoch: _builtins.int = ...,
         booted: _builtins.bool = ...,
-        held: _abc.Iterable[_builtins.bytes] | None = ...,
+        partials: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "booted", b"booted", "cluster_id", b"cluster_id", "dataset", b"dataset", "held", b"held", "kind", b"kind", "need", b"need", "node_id", b"node_id", "promised_epoch", b"promised_epoch", "protocol", b"protocol", "served_epoch", b"served_epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "booted", b"booted", "cluster_id", b"cluster_id", "dataset", b"dataset", "kind", b"kind", "need", b"need", "node_id", b"node_id", "partials", b"partials", "promised_epoch", b"promised_epoch", "protocol", b"protocol", "served_epoch", b"served_epoch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -550,7 +550,7 @@ class TreeChange(_message.Message):
 Global___TreeChange: _TypeAlias = TreeChange  # noqa: Y015
 
 @_typing.final
-class HeldPart(_message.Message):
+class Partial(_message.Message):
     """What a Standby has of a file that was sent in parts."""
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -574,7 +574,7 @@ class HeldPart(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___HeldPart: _TypeAlias = HeldPart  # noqa: Y015
+Global___Partial: _TypeAlias = Partial  # noqa: Y015
 
 @_typing.final
 class TreeMove(_message.Message):
